@@ -1,1 +1,1 @@
-"""placeholder"""
+"""Where states are kept: knows nothing of actors. One backend a file."""

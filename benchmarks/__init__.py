@@ -1,1 +1,1 @@
-"""placeholder"""
+"""The suites that `dgents bench` runs."""

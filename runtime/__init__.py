@@ -1,1 +1,1 @@
-"""placeholder"""
+"""Actors and their turns: knows nothing of storage."""

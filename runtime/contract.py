@@ -122,6 +122,10 @@ class Backend(Protocol):
         """Return the remembered request ids, oldest first: at most the last 1,000."""
         ...
 
+    async def committed(self, write: Write) -> bool | None:
+        """Tell whether a shared write that failed was stored after all; None if that can't be known."""
+        ...
+
     async def close(self) -> None:
         """Let go of the state. Never raises for a store that is gone."""
         ...

@@ -1,1 +1,1 @@
-"""placeholder"""
+"""What ties actors and storage: supervision, caches, write-behind, budgets."""

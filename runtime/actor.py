@@ -1,0 +1,594 @@
+"""The actor: one owner of one state, and how its messages become turns.
+
+A `Cell` is the actor behind a `Ref`. While it is *free* (running, no turn in progress, nothing queued) a turn that
+needs no I/O runs at once inside its caller's ``await``, with no task switch. Otherwise the message is queued, and one
+task of the runtime's own, alive only while there is something to do, takes the turns in order.
+
+Invariants
+  1. One turn at a time. ``free`` is true only while ``phase`` is RUNNING, the mailbox is empty and no task drains it.
+  2. A turn once started is finished, whatever becomes of its caller.
+  3. A reply leaves only through the gate: at once when nothing is being written, else when that is durable.
+  4. Each queued message is answered: by its turn, or with an error when the actor stops.
+
+| phase      | means                                    | next                                               |
+|------------|------------------------------------------|----------------------------------------------------|
+| PASSIVE    | not in memory; the next message wakes it | RUNNING (`_activate`), STOPPED (`_stop`)           |
+| RUNNING    | owns its state                           | RESTARTING (`doubt`, `crash`), PASSIVE, STOPPED    |
+| RESTARTING | its backend failed                       | RUNNING (`recovery.recover`), STOPPED (`_stop`)    |
+| STOPPED    | refuses every message                    | (final)                                            |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from enum import Enum
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from dgents.runtime.commit import Failure, Staged
+from dgents.runtime.contract import Agent, Backend, Opened, Record, Request
+from dgents.runtime.errors import (
+    ActorStoppedError,
+    DeadlockError,
+    DgentError,
+    MailboxFullError,
+    OwnershipLostError,
+    StorageError,
+)
+from dgents.runtime.mailbox import Envelope, Mailbox
+from dgents.runtime.recovery import recover
+from dgents.runtime.shared import take_shared_turns
+from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Form, Interrupted, StateTurns
+
+if TYPE_CHECKING:
+    from dgents.runtime.commit import Committer
+    from dgents.runtime.runtime import BaseRuntime
+
+T = TypeVar("T")
+
+# A tell is drained without a caller that waits; past this many records in one batch the draining waits instead.
+MOST_STAGED = 4096
+
+
+class Phase(Enum):
+    PASSIVE = "passive"
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    STOPPED = "stopped"
+
+
+class TurnInProgress:
+    """The turn that the running code belongs to: an ask from inside it may come back to its own actor."""
+
+    __slots__ = ("active", "cell", "waits_for")
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        self.active = True
+        self.waits_for: list[Cell] = []
+
+
+current_turn: ContextVar[TurnInProgress | None] = ContextVar("dgents_turn", default=None)
+
+
+class Cell(StateTurns):
+    """One actor. Everything here runs in the runtime's thread."""
+
+    __slots__ = (
+        "__weakref__",
+        "agent",
+        "backend",
+        "batch",
+        "committer",
+        "coop",
+        "draining",
+        "error",
+        "fresh",
+        "free",
+        "in_doubt",
+        "loop",
+        "mailbox",
+        "on_idle",
+        "phase",
+        "restarts",
+        "settling",
+        "runtime",
+        "stopped",
+        "stopping",
+        "supervision",
+        "thread",
+        "touched",
+        "turn",
+        "turns",
+        "virtual",
+    )
+
+    def __init__(self, runtime: BaseRuntime, name: str, agent: Agent | None) -> None:
+        self.runtime = runtime
+        self.loop = runtime.loop
+        self.thread = runtime.thread
+        self.coop = runtime.coop
+        self.name = name
+        self.agent = agent
+        self.backend: Backend = None  # type: ignore[assignment]  # there from `start` on
+        self.committer: Committer | None = None
+        self.mailbox = Mailbox(runtime.mailbox_size)
+        self.phase = Phase.PASSIVE
+        self.free = False
+        self.draining = False
+        self.stopping: ActorStoppedError | None = None  # set: stop once the mailbox is drained
+        self.stopped: list[Any] | None = None  # who waits for the end
+        self.on_idle: Callable[[Cell], Any] | None = None  # virtual: passivate when drained
+        self.in_doubt: Sequence[Staged] = ()
+        self.error: BaseException | None = None
+        self.turn: TurnInProgress | None = None
+        self.supervision: Any = None
+        self.watchers: Any = None
+        self.virtual = False  # wakes again with the next message
+        self.batch: Sequence[Envelope] = ()  # shared: the turns being tried
+        self.fresh = False  # shared: the state in memory is the newest that we know of
+        self.turns = 0
+        self.touched = 0
+        self.restarts = 0
+        self.settling: Any = None
+        self.gate = None
+        self.keep = 0
+        self.deltas = False
+        self.clear()
+
+    # Starting and stopping
+
+    async def start(self) -> None:
+        """Make the backend and open it: the actor owns its state from here on."""
+        assert self.agent is not None
+        self.codec = self.runtime.codec(self.agent, self.name)
+        self.backend = self.agent.backend(self.name, self.runtime.resources)
+        self.adopt(await self.backend.open())
+        initial = getattr(self.agent, "initial", MISSING)
+        if initial is not MISSING and self.version == 0 and self.absent:
+            self.value, self.data = self.encode(initial)
+        self.phase = Phase.RUNNING
+
+    def adopt(self, opened: Opened) -> None:
+        """Take over what the backend found."""
+        store = self.backend.store
+        self.committer = self.runtime.committer(store) if store is not None else None
+        self.deltas = self.backend.deltas
+        self.keep = max(self.backend.max_history - 1, 0) if store is None else 0
+        self.scalars = _scalars(getattr(self.agent, "schema", None)) if store is None else frozenset()
+        self.clear()
+        self.adopt_record(opened.record)
+        self.epoch = opened.epoch
+
+    def adopt_record(self, record: Record | None) -> None:
+        """Make a stored version the state in memory."""
+        self.value = self.tree = MISSING
+        if record is None:
+            self.version, self.data, self.saved_at = 0, None, 0.0
+            return
+        self.version, self.saved_at, self.data = record.version, record.saved_at, record.data
+        if record.data is not None:
+            if record.schema != self.codec.version:
+                self.value, self.data = self.encode(self.codec.decode(record.data, record.schema))
+            else:
+                state = self.codec.decode(record.data, record.schema)
+                self.value = state if self.codec.is_immutable(state) else MISSING
+
+    @property
+    def is_shared(self) -> bool:
+        return self.backend is not None and self.backend.ownership == "shared"
+
+    def stop(self, why: str) -> Any:
+        """Begin to stop: what is queued is still answered, nothing new is taken. Returns a waiter for the end."""
+        waiter = self.loop.waiter()
+        if self.phase is Phase.STOPPED:
+            waiter.set_result(None)
+            return waiter
+        self.stopped = [*(self.stopped or ()), waiter]
+        if self.stopping is None:
+            self.stopping = ActorStoppedError(
+                f"actor {self.name!r} is stopped: {why}", actor=self.name, hint="spawn it again to use it"
+            )
+        self.wake()
+        return waiter
+
+    def kill(self, error: BaseException) -> None:
+        """Stop now, after ``error``: every queued message is answered with it, nothing more is written."""
+        self.free = False
+        self.phase = Phase.STOPPED
+        self.error = error
+        self.stopping = self.stopping or ActorStoppedError(
+            f"actor {self.name!r} has stopped after {type(error).__name__}: {error}",
+            actor=self.name,
+            hint="see the cause, mend the store, and spawn it again",
+        )
+        self.stopping.__cause__ = error
+        for envelope in iter(self.mailbox.take, None):
+            envelope.waiter.set_result(Failure(self.stopping))
+
+    def abandon(self, seconds: float) -> None:
+        """The runtime can wait no longer: answer everybody, with the truth."""
+        error = StorageError(
+            f"{self.name!r} could not be flushed within {seconds} s",
+            actor=self.name,
+            outcome="unknown",
+            hint="raise Runtime(shutdown_timeout=), or look at what keeps the store",
+        )
+        for staged in {*self.in_doubt, *([self.gate] if self.gate is not None else [])}:
+            staged.refuse(error)
+        self.kill(error)
+
+    def refuse(self) -> NoReturn:
+        """Raise why this actor takes no message."""
+        assert self.stopping is not None
+        error = type(self.stopping)(self.stopping.message, actor=self.name, hint=self.stopping.hint)
+        raise error from self.error
+
+    # Sending
+
+    async def call(self, turn: Callable[..., Any], *args: Any, alone: bool = False) -> Any:
+        """Queue a turn and return its reply."""
+        return await self.send(Envelope(turn, args, self.loop.waiter(), alone=alone))
+
+    async def send(self, envelope: Envelope) -> Any:
+        """Put an envelope into the mailbox and return its reply.
+
+        Cancellation: before the turn starts it leaves no trace; afterwards the turn completes and its reply is
+        dropped.
+        """
+        self.admit(envelope.message, waits=True)
+        asker = current_turn.get()
+        if asker is None or not asker.active:
+            self.post(envelope)
+            reply = await envelope.waiter
+        else:
+            self._check_cycle(asker)
+            asker.waits_for.append(self)
+            try:
+                self.post(envelope)
+                reply = await envelope.waiter
+            finally:
+                asker.waits_for.remove(self)
+        if type(reply) is Failure:
+            raise reply.error
+        return reply
+
+    def admit(self, message: Any, *, waits: bool) -> None:
+        """Raise unless the mailbox takes another message; a sender that waits is its own bound."""
+        self.runtime.check_thread()
+        if self.stopping is not None:
+            self.refuse()
+        if self.mailbox.full and (not waits or self.runtime.overflow == "reject"):
+            raise MailboxFullError(
+                f"the mailbox of {self.name!r} is full ({len(self.mailbox)} of {self.mailbox.limit} messages)",
+                actor=self.name,
+                refused=message,
+                hint="send slower, await ask() instead of tell(), or raise Runtime(mailbox_size=)",
+            )
+
+    def post(self, envelope: Envelope) -> None:
+        """Put an envelope into the mailbox, and see to it that somebody takes it."""
+        self.mailbox.put(envelope)
+        self.wake()
+
+    def wake(self) -> None:
+        self.free = False
+        if not self.draining:
+            self.draining = True
+            self.loop.start(self._drain)
+
+    def _check_cycle(self, asker: TurnInProgress) -> None:
+        """Refuse an ask that would wait for a turn which itself waits for the asker."""
+        stack = [(self, (asker.cell.name, self.name))]
+        visited = set()
+        while stack:
+            cell, chain = stack.pop()
+            if cell is asker.cell:
+                raise DeadlockError(
+                    f"deadlock: the turn of {asker.cell.name!r} asks {' -> '.join(chain)}, which waits for itself",
+                    actor=self.name,
+                    chain=chain,
+                    hint="compute what you need before the turn, or use tell()",
+                )
+            if cell in visited or cell.turn is None:
+                continue
+            visited.add(cell)
+            stack += [(next_cell, (*chain, next_cell.name)) for next_cell in cell.turn.waits_for]
+
+    # Turns
+
+    async def _drain(self) -> None:
+        """Take the queued turns, one after the other, until there are none."""
+        while True:
+            try:
+                if await self._step():
+                    continue
+            except Exception as error:  # ours, not the user's: better stopped than stuck
+                self.runtime.emit("crashed", self.name, error=error)
+                await self._end(error)
+            break
+        self.draining = False
+
+    async def _step(self) -> bool:
+        """Do the next thing that is due; return False when there is nothing left to do."""
+        if self.phase is Phase.PASSIVE and self.stopping is None and len(self.mailbox):
+            await self._activate()
+        elif self.phase is Phase.RESTARTING:
+            await recover(self)
+        elif self.phase is Phase.STOPPED:
+            await self._end(self.error)
+            return False
+        elif self.is_shared and len(self.mailbox):
+            await take_shared_turns(self)
+        elif self.gate is not None and len(self.gate.records) >= MOST_STAGED:
+            await self.settled()
+        elif (envelope := self.mailbox.take()) is not None:
+            await self.take_turn(envelope)
+        elif self.gate is not None and (self.stopping is not None or self.on_idle is not None):
+            await self.settled()
+        elif self.stopping is not None:
+            await self._end(None)
+            return False
+        elif self.on_idle is not None:
+            await self._passivate()
+        else:
+            self.free = self.phase is Phase.RUNNING and not self.is_shared
+            return False
+        return True
+
+    async def take_turn(self, envelope: Envelope) -> None:
+        """Run one turn and answer it."""
+        reply = await self.run(envelope)
+        if reply is not None:
+            self.answer(envelope, reply.value)
+
+    async def run(self, envelope: Envelope) -> Reply | None:
+        """Run one turn to its end; None when the actor crashed in it, and the message is to be tried again."""
+        self.turns += 1
+        self.touched = self.coop.turn
+        try:
+            reply = envelope.turn(*envelope.args)
+            if type(reply) is CoroutineType:
+                reply = await self._run_async(reply)
+        except Interrupted:
+            self.mailbox.put_back(envelope)
+            return None
+        except BackendFailure as failure:
+            return self.crash_in(envelope, failure.error)
+        except Exception as error:
+            return Reply(Failure(error))
+        return Reply(reply)
+
+    def crash_in(self, envelope: Envelope, error: StorageError) -> Reply | None:
+        """The backend failed in the middle of a turn: try the message once more, after a restart."""
+        self.crash(error)
+        if envelope.crashes:
+            self.runtime.emit("dead_letter", self.name, message=envelope.message, error=error)
+            return Reply(Failure(error))
+        envelope.crashes += 1
+        self.mailbox.put_back(envelope)
+        return None
+
+    async def _run_async(self, pending: Any) -> Any:
+        self.turn = TurnInProgress(self)
+        token = current_turn.set(self.turn)
+        try:
+            return await pending
+        finally:
+            self.turn.active = False
+            self.turn = None
+            current_turn.reset(token)
+
+    def answer(self, envelope: Envelope, reply: Any) -> None:
+        """Send a reply, through the gate."""
+        if self.gate is not None:
+            self.gate.answer(envelope.waiter, reply)
+        elif not envelope.waiter.done():
+            envelope.waiter.set_result(reply)
+
+    # Writing
+
+    def persist(self, delta: bytes | None) -> None:
+        """Stage the new version for its store, or show it at once where there is none."""
+        if self.committer is None:
+            if self.watchers:
+                self.notify()
+            return
+        record = Record(self.version, self.epoch, self.saved_at, self.data, self.codec.version, delta)
+        gate = self.gate
+        if gate is None or not gate.gathering:
+            self.gate = gate = Staged(self)
+            gate.records.append(record)
+            if self.phase is Phase.RESTARTING:
+                self.in_doubt = [*self.in_doubt, gate]
+            elif not self.is_shared:
+                self.committer.submit(gate)
+        else:
+            gate.records.append(record)
+
+    def settle(self, staged: Staged, refusal: DgentError | None) -> None:
+        """Take note of what became of a commit."""
+        if refusal is None:
+            staged.open()
+            if self.watchers:
+                self.notify()
+        elif self.is_shared:
+            staged.discard(refusal)
+        else:
+            self._refused(staged, refusal)
+        self._wake_settling()
+
+    def _refused(self, staged: Staged, refusal: DgentError) -> None:
+        """An owner whose write the store refused is not the owner any more: it writes nothing more, and stops."""
+        assert self.committer is not None
+        later = self.committer.withdraw(self)
+        if isinstance(refusal, OwnershipLostError):
+            self.runtime.emit("ownership_lost", self.name, error=refusal)
+        self.kill(refusal)
+        staged.refuse(refusal)
+        if later is not None:
+            later.refuse(refusal)
+        self.supervision.stopped(self, refusal)
+        self.wake()
+
+    def doubt(self, staged: Staged, error: DgentError) -> None:
+        """A commit failed: nobody is answered before what is durable has been found out."""
+        assert self.committer is not None
+        staged.gathering = False
+        later = self.committer.withdraw(self)
+        if later is not None:
+            later.gathering = False
+        self.in_doubt = [*self.in_doubt, staged, *([later] if later is not None else [])]
+        self.crash(error)
+        self._wake_settling()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it runs and has nothing to do."""
+        return self.phase is Phase.RUNNING and not self.draining and self.gate is None
+
+    @property
+    def is_restarting(self) -> bool:
+        return self.phase is Phase.RESTARTING
+
+    def run_again(self) -> None:
+        """The backend is open again: go on with what waits."""
+        self.phase = Phase.RUNNING
+        self.error = None
+        self.fresh = False
+
+    def crash(self, error: BaseException) -> None:
+        """The backend failed: restart before anything else."""
+        if self.phase is Phase.RUNNING:
+            self.phase = Phase.RESTARTING
+            self.error = error
+            self.wake()
+
+    async def flush(self) -> None:
+        """Wait until all that was written is durable.
+
+        Raises:
+            Interrupted: the actor crashed meanwhile.
+        """
+        await self.settled()
+        if self.phase is Phase.RESTARTING:
+            raise Interrupted
+
+    async def settled(self) -> None:
+        """Wait until no commit of this actor is under way: all is durable, or in doubt."""
+        while self.gate is not None and self.gate not in self.in_doubt:
+            self.settling = self.loop.waiter()
+            await self.settling
+
+    def _wake_settling(self) -> None:
+        if self.settling is not None and not self.settling.done():
+            self.settling.set_result(None)
+
+    # Turns that read the store
+
+    async def reading(self, pending: Awaitable[T]) -> T:
+        """Await a read of the backend; a failure of it crashes the actor, not the caller's function."""
+        try:
+            return await pending
+        except StorageError as error:
+            raise BackendFailure(error) from error
+
+    async def history(self, limit: int | None) -> list[Form]:
+        """Return the kept versions, oldest first."""
+        if self.committer is None:
+            return self.forms(limit)
+        await self.flush()
+        records = await self.reading(self.backend.history(limit))
+        return [_form(record) for record in records if record.data is not None]
+
+    async def once(self, request_id: str, turn: Callable[..., Any], args: tuple[Any, ...], keeps: bool) -> Any:
+        """Run a turn unless ``request_id`` was applied before; then answer as the first time."""
+        if self.requests is None:
+            stored = await self.reading(self.backend.requests()) if self.committer is not None else []
+            self.requests = {request.id: request for request in stored}
+        known = self.requests.get(request_id)
+        if known is not None:
+            return (self.codec.decode(known.result), known.version) if known.result is not None else known.version
+        before = self.version
+        reply = turn(*args)
+        if type(reply) is CoroutineType:
+            reply = await reply
+        if self.version == before:
+            return reply
+        request = Request(request_id, self.version, self.codec.encode(reply[0]) if keeps else None)
+        self.requests[request_id] = request
+        if len(self.requests) > 1000:
+            del self.requests[next(iter(self.requests))]
+        if self.gate is not None:
+            self.gate.requests.append(request)
+        return reply
+
+    async def finish(self, pending: Any) -> Any:
+        """Finish an update whose function turned out to be async."""
+        return await pending
+
+    # Watching
+
+    def notify(self) -> None:
+        """Tell the watchers that there is a newer version."""
+        for watcher in list(self.watchers or ()):
+            watcher.wake()
+
+    # The end of a life
+
+    async def _activate(self) -> None:
+        try:
+            await self.runtime.activate(self)
+        except Exception as error:
+            for envelope in iter(self.mailbox.take, None):
+                envelope.waiter.set_result(Failure(error))
+            if not isinstance(error, DgentError):
+                self.runtime.emit("crashed", self.name, error=error)
+
+    async def _passivate(self) -> None:
+        """Leave memory: all is durable, and no message waits."""
+        on_idle, self.on_idle = self.on_idle, None
+        await self.backend.close()
+        self.phase = Phase.PASSIVE
+        self.clear()
+        if on_idle is not None:
+            on_idle(self)
+
+    async def _end(self, error: BaseException | None) -> None:
+        if self.phase is not Phase.STOPPED and self.stopping is None:
+            self.kill(error or StorageError("stopped"))
+        self.phase = Phase.STOPPED
+        self.free = False
+        if self.backend is not None:
+            await self.backend.close()
+        for envelope in iter(self.mailbox.take, None):
+            envelope.waiter.set_result(Failure(self.stopping or ActorStoppedError("stopped", actor=self.name)))
+        self.runtime.ended(self, error)
+        waiters, self.stopped = self.stopped or (), None
+        if self.virtual and not self.runtime.closing:
+            self.phase, self.stopping, self.error = Phase.PASSIVE, None, None
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(error)
+        self.notify()
+
+
+class Reply:
+    """What a turn ended in."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _form(record: Record) -> Form:
+    return Form(MISSING, record.data, record.version, record.epoch, record.saved_at, record.schema)
+
+
+def _scalars(schema: Any) -> frozenset[type]:
+    """Return the immutable types that need no encoding to be checked against the schema."""
+    if schema is None:
+        return SCALARS
+    return frozenset({schema}) & SCALARS

@@ -1,0 +1,172 @@
+"""Group commit and the output gate: turns change memory at once, answers wait for the disk.
+
+Each store has one `Committer`. While one commit is in flight, the turns of all its actors gather for the next one; a
+store that is idle commits at once. There are no timers: a busy store batches by itself (DeWitt et al., 1984).
+
+What one actor has in one batch is a `Staged`. It is the **gate** of that actor: nothing that depends on its records
+leaves before it opens (the output gates of Cloudflare's Durable Objects).
+
+Invariants
+  1. One commit of a store is in flight at a time; batches commit in the order in which they were staged.
+  2. The records of one actor are staged in the order of its turns, with consecutive versions.
+  3. A `Staged` is settled once: opened (durable; its waiters go on) or refused (they raise).
+  4. Once a `Staged` of an actor failed, nothing later of that actor is committed before it is resolved: the later
+     records build on the ones in doubt.
+
+| a Staged that is     | becomes          | by                                                        |
+|----------------------|------------------|-----------------------------------------------------------|
+| gathering            | in flight        | `Committer._run`                                          |
+| in flight            | opened           | `Staged.open`: the store has it                           |
+| in flight            | refused          | `Staged.refuse`: the store answered no                    |
+| in flight, gathering | in doubt         | `Cell.doubt`, after the commit failed; the actor recovers |
+| in doubt             | opened, refused  | `recovery.resolve`                                        |
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from dgents.runtime.contract import Record, Request, Store, Write
+from dgents.runtime.errors import DgentError, StorageError
+
+if TYPE_CHECKING:
+    from dgents.runtime.actor import Cell
+    from dgents.runtime.loops import Loop, Waiter
+
+_LATENCIES_KEPT = 512
+
+
+class Failure:
+    """A reply that is an error: raised where it is awaited."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Staged:
+    """The records of one actor in one batch, and who waits until they are durable."""
+
+    __slots__ = ("_replies", "_waiters", "cell", "error", "gathering", "is_open", "records", "requests")
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        self.records: list[Record] = []
+        self.requests: list[Request] = []
+        self.gathering = True
+        self.is_open = False
+        self.error: DgentError | None = None
+        self._waiters: list[Waiter] = []
+        self._replies: list[tuple[Waiter, Any]] = []
+
+    @property
+    def base(self) -> int:
+        """The version that the first record follows."""
+        return self.records[0].version - 1
+
+    @property
+    def last(self) -> int:
+        """The version that is durable once this is open."""
+        return self.records[-1].version
+
+    def write(self) -> Write:
+        """Return what the store is to commit."""
+        self.gathering = False
+        return Write(self.cell.backend, self.base, self.records, self.requests)
+
+    async def wait(self) -> None:
+        """Return when the records are durable, or raise what became of them."""
+        if not self.is_open and self.error is None:
+            waiter = self.cell.loop.waiter()
+            self._waiters.append(waiter)
+            await waiter
+        if self.error is not None:
+            raise self.error
+
+    def answer(self, waiter: Waiter, reply: Any) -> None:
+        """Give ``reply`` to ``waiter`` once the records are durable, or the error if they are refused."""
+        self._replies.append((waiter, reply))
+
+    def absorb(self, other: Staged) -> None:
+        """Take over the records of the next one, and those who wait for them."""
+        self.records += other.records
+        self.requests += other.requests
+        self._waiters += other._waiters
+        self._replies += other._replies
+
+    def open(self) -> None:
+        """Let everything out: the records are durable."""
+        self.is_open = True
+        self._settle()
+
+    def refuse(self, error: DgentError) -> None:
+        """Raise ``error`` in whoever waits: the records were not stored, or that can't be known."""
+        self.error = error
+        self._settle()
+
+    def discard(self, error: DgentError) -> None:
+        """Forget the replies: another process wrote first, and the turns are run again."""
+        self.error = error
+        self._replies = []
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.cell.gate is self:
+            self.cell.gate = None
+        waiters, replies, failure = self._waiters, self._replies, self.error and Failure(self.error)
+        self._waiters, self._replies = [], []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        for waiter, reply in replies:
+            if not waiter.done():
+                waiter.set_result(failure or reply)
+
+
+class Committer:
+    """The one task that writes to a store, alive only while there is something to write."""
+
+    def __init__(self, store: Store, loop: Loop) -> None:
+        self.store = store
+        self.latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)  # seconds, of the last commits
+        self._loop = loop
+        self._gathering: dict[Cell, Staged] = {}
+        self._running = False
+
+    def submit(self, staged: Staged) -> None:
+        """Put a `Staged` into the batch that gathers; the first one of an idle store starts a commit."""
+        self._gathering[staged.cell] = staged
+        if not self._running:
+            self._running = True
+            self._loop.start(self._run)
+
+    def withdraw(self, cell: Cell) -> Staged | None:
+        """Take back what an actor has in the batch that gathers (invariant 4)."""
+        return self._gathering.pop(cell, None)
+
+    async def _run(self) -> None:
+        while self._gathering:
+            batch, self._gathering = list(self._gathering.values()), {}
+            started = perf_counter()
+            try:
+                refusals = await self.store.commit([staged.write() for staged in batch])
+            except Exception as error:
+                failure = _as_storage_error(error)
+                for staged in batch:
+                    staged.cell.doubt(staged, failure)
+            else:
+                self.latencies.append(perf_counter() - started)
+                for staged, refusal in zip(batch, refusals, strict=True):
+                    staged.cell.settle(staged, refusal)
+        self._running = False
+
+
+def _as_storage_error(error: Exception) -> DgentError:
+    if isinstance(error, DgentError):
+        return error
+    wrapped = StorageError(f"the store failed with {type(error).__name__}: {error}", outcome="unknown")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,107 @@
+"""The messages an actor understands, as data: what the methods of a `Ref` do, for `ask` and `tell`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from dgents.runtime.turns import MISSING
+
+if TYPE_CHECKING:
+    from dgents.runtime.actor import Cell
+    from dgents.runtime.ref import Ref
+
+T = TypeVar("T")
+
+# What is to be run in the actor, with which arguments, and whether no other turn may share its batch.
+Turn: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], bool]
+
+
+class Message(msgspec.Struct, Generic[T], frozen=True):
+    """Something an actor can be asked or told."""
+
+    def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
+        """Return the turn that this message asks for."""
+        raise NotImplementedError
+
+    def result(self, ref: Ref[Any], reply: Any) -> Any:
+        """Return what the sender gets for the turn's reply."""
+        return reply
+
+
+class Load(Message[Any], frozen=True):
+    """Ask for the state."""
+
+    default: Any = MISSING
+
+    def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
+        return cell.form_or_none, (), False
+
+    def result(self, ref: Ref[Any], reply: Any) -> Any:
+        if reply is None:
+            if self.default is MISSING:
+                raise ref._cell.not_found()
+            return self.default
+        ref._saw(reply.version)
+        return reply.decode(ref._cell.codec)
+
+
+class Save(Message[int], frozen=True):
+    """Save a state; the reply is its version. The state is copied when the message is sent."""
+
+    state: Any
+    if_version: int | None = None
+
+    def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
+        seen = ref._seen().get(cell.name) if self.if_version is None else None
+        return cell.put, (*cell.encode(self.state), self.if_version, seen), False
+
+    def result(self, ref: Ref[Any], reply: Any) -> Any:
+        ref._saw(reply)
+        return reply
+
+
+class Update(Message[Any], frozen=True):
+    """Replace the state by what a function makes of it; the reply is the new state."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    default: Any = MISSING
+
+    def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
+        return cell.apply, (self.fn, self.args, self.default), False
+
+    def result(self, ref: Ref[Any], reply: Any) -> Any:
+        state, version = reply
+        ref._saw(version)
+        return state
+
+
+class Patch(Message[int], frozen=True):
+    """Set parts of the state by path; the reply is the new version."""
+
+    changes: Mapping[str, Any]
+
+    def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
+        return cell.patch, (dict(self.changes),), False
+
+
+class Delete(Message[None], frozen=True):
+    """Delete the state."""
+
+    def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
+        return cell.delete, (), False
+
+
+class History(Message[list[Any]], frozen=True):
+    """Ask for the kept versions, oldest first, the newest ``limit`` of them."""
+
+    limit: int | None = None
+
+    def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
+        return cell.history, (self.limit,), True
+
+    def result(self, ref: Ref[Any], reply: Any) -> Any:
+        return [form.decode(ref._cell.codec) for form in reply]

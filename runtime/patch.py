@@ -1,0 +1,126 @@
+"""Parts of a state by their path, and changes to them as bytes."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import math
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from dgents.runtime.codec import Codec
+from dgents.runtime.errors import StateCorruptionError, StateNotFoundError
+from dgents.runtime.extensions import Tree
+
+_CODEC: Codec[Any] = Codec()
+
+
+def parse_path(path: str) -> tuple[str, ...]:
+    """Return the segments of ``path``: ``"users.u1.name"``. A backslash takes the next character as it is.
+
+    Raises:
+        ValueError: the path or one of its segments is empty, or it ends in a backslash.
+    """
+    segments: list[str] = []
+    segment, letters = "", iter(path)
+    for letter in letters:
+        if letter == ".":
+            segments.append(segment)
+            segment = ""
+        elif letter == "\\":
+            taken = next(letters, None)
+            if taken is None:
+                raise ValueError(f"the path {path!r} ends in a backslash, which escapes nothing")
+            segment += taken
+        else:
+            segment += letter
+    segments.append(segment)
+    if not all(segments):
+        raise ValueError(f"the path {path!r} has an empty segment; write it as 'users.u1.name'")
+    return tuple(segments)
+
+
+def get_part(tree: Any, path: tuple[str, ...]) -> Any:
+    """Return the part of ``tree`` at ``path``; raises `StateNotFoundError` where there is none."""
+    for depth in range(len(path)):
+        tree = tree[_key(tree, path, depth)]
+    return tree
+
+
+def set_part(tree: Any, path: tuple[str, ...], value: Any) -> None:
+    """Put ``value`` at ``path``. The last key of a dict may be new; nothing else is created.
+
+    Raises:
+        StateNotFoundError: there is no such place; ``tree`` is unchanged.
+    """
+    parent = get_part(tree, path[:-1])
+    parent[_key(parent, path, len(path) - 1, new=True)] = value
+
+
+def _key(parent: Any, path: tuple[str, ...], depth: int, *, new: bool = False) -> Any:
+    """Return the key or index in ``parent`` that the segment at ``depth`` names."""
+    segment = path[depth]
+    number = int(segment) if segment.isdecimal() and len(segment) < 19 else None
+    if isinstance(parent, dict):
+        if segment in parent:
+            return segment
+        if number in parent and number is not None:
+            return number
+        if new:
+            return segment
+    elif isinstance(parent, list) or (isinstance(parent, tuple) and not new):
+        if number is not None and number < len(parent):
+            return number
+    where = ".".join(path[: depth + 1])
+    raise StateNotFoundError(
+        f"the state has no part {where!r}", hint="save the part that holds it first, as a whole"
+    )
+
+
+def encode_patch(changes: Mapping[str, Any]) -> bytes:
+    """Return ``changes``, values by their paths, as bytes for `apply_patch`.
+
+    Raises:
+        ValueError: a path is malformed.
+        StateSerializationError: a value can't be stored.
+    """
+    for path in changes:
+        parse_path(path)
+    return _CODEC.encode(dict(changes))
+
+
+def apply_patch(tree: Any, patch: bytes) -> None:
+    """Make the changes of ``patch`` in ``tree``, in order: all of them, or none.
+
+    Raises:
+        StateNotFoundError: a change has no place in ``tree``.
+        StateCorruptionError: ``patch`` is not what `encode_patch` returned.
+    """
+    changes = _CODEC.decode(patch)
+    if type(changes) is not dict or not all(type(path) is str for path in changes):
+        raise StateCorruptionError("a stored change is not a map of paths to values")
+    undo: list[tuple[Any, Any, Any]] = []
+    try:
+        for text, value in changes.items():
+            path = parse_path(text)
+            parent = get_part(tree, path[:-1])
+            key = _key(parent, path, len(path) - 1, new=True)
+            old = parent[key] if not isinstance(parent, dict) or key in parent else _ABSENT
+            undo.append((parent, key, old))
+            parent[key] = value
+    except Exception as error:
+        for parent, key, old in reversed(undo):
+            if old is _ABSENT:
+                del parent[key]
+            else:
+                parent[key] = old
+        if isinstance(error, StateNotFoundError):
+            raise
+        raise StateCorruptionError(f"a stored change can't be applied: {error}") from error
+
+
+_ABSENT = object()

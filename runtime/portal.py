@@ -1,0 +1,134 @@
+"""The way in from other threads, and a runtime for synchronous programs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dgents.runtime.seen import Seen, carry
+
+if TYPE_CHECKING:
+    from dgents.runtime.runtime import BaseRuntime
+
+T = TypeVar("T")
+
+
+class Portal:
+    """Calls from other threads into the runtime's event loop."""
+
+    def __init__(self, runtime: BaseRuntime) -> None:
+        self._runtime = runtime
+        self._local = threading.local()
+
+    def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run ``fn(*args, **kwargs)``, sync or async, in the runtime's thread; wait for its result and return it.
+
+        Raises:
+            RuntimeError: called from the runtime's own thread, where it would wait for itself.
+            ActorStoppedError: the runtime is closed.
+        """
+        if threading.get_ident() == self._runtime.thread:
+            raise RuntimeError("portal.call waits, so it can't be used in the runtime's own thread: await the method")
+        future: Future[Any] = Future()
+        self._runtime.enter_from_thread(self._run, future, self._seen(), fn, args, kwargs)
+        return future.result()
+
+    def _seen(self) -> Seen:
+        """Return what this thread has seen: each of its calls runs in a new task."""
+        seen: Seen | None = getattr(self._local, "seen", None)
+        if seen is None:
+            seen = self._local.seen = Seen()
+        return seen
+
+    async def _run(self, future: Future[Any], seen: Seen, fn: Any, args: Any, kwargs: Any) -> None:
+        carry(seen)
+        try:
+            result = fn(*args, **kwargs)
+            if hasattr(type(result), "__await__"):
+                result = await result
+        except BaseException as error:
+            future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            future.set_result(result)
+
+
+class SyncProxy:
+    """The same object, whose methods wait instead of being awaited."""
+
+    __slots__ = ("_portal", "_target")
+
+    def __init__(self, portal: Portal, target: Any) -> None:
+        self._portal = portal
+        self._target = target
+
+    def __repr__(self) -> str:
+        return f"<sync {self._target!r}>"
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._target, name)
+        if not callable(attribute):
+            return attribute
+        return lambda *args, **kwargs: self._wrap(self._portal.call(attribute, *args, **kwargs))
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            try:
+                yield self._wrap(self._portal.call(self._target.__anext__))
+            except StopAsyncIteration:
+                return
+
+    def __enter__(self) -> Any:
+        self._portal.call(self._target.__aenter__)
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._portal.call(self._target.__aexit__, *exc)
+
+    def _wrap(self, result: Any) -> Any:
+        """Return refs, lenses, transactions and iterators as proxies, and data as it is."""
+        module = type(result).__module__
+        waits = any(hasattr(type(result), name) for name in ("__anext__", "__aenter__", "load"))
+        return SyncProxy(self._portal, result) if waits and module.startswith("dgents.") else result
+
+
+@contextmanager
+def in_thread(make_runtime: Callable[[], BaseRuntime]) -> Iterator[SyncProxy]:
+    """Run a runtime in a thread of its own; its methods, and those of its refs, wait instead of being awaited."""
+    import anyio
+
+    started: Future[BaseRuntime] = Future()
+    ended = threading.Event()
+
+    async def live() -> None:
+        async with make_runtime() as runtime:
+            started.set_result(runtime)
+            await anyio.to_thread.run_sync(ended.wait)
+
+    result: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            anyio.run(live)
+        except BaseException as error:
+            if not started.done():
+                started.set_exception(error)
+            result.set_exception(error)
+        else:
+            result.set_result(None)
+
+    thread = threading.Thread(target=run, name="dgents", daemon=True)
+    thread.start()
+    runtime = started.result()
+    try:
+        yield SyncProxy(runtime.portal, runtime)
+    finally:
+        ended.set()
+        thread.join()
+    result.result()
+
+

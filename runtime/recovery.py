@@ -1,0 +1,161 @@
+"""What an actor does after its backend failed: reopen, find out what is durable, answer with the truth.
+
+A failed commit leaves its writes *in doubt*: they may or may not have been stored. The actor is restarted by its
+supervisor's policy, which reopens the backend and re-reads it (after a failed fsync nothing in memory or in the page
+cache is trusted; PostgreSQL's lesson of 2018). Each write names its owner's epoch and its version, so the stored version
+tells which of the writes are there. Those are answered as done; the others are committed once more; what fails twice is
+answered with an error whose ``outcome`` is true: ``rolled_back``, or ``unknown`` if the store could not be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from dgents.runtime.commit import Staged
+from dgents.runtime.contract import Opened
+from dgents.runtime.errors import DgentError, Outcome, OwnershipLostError, StorageError
+
+if TYPE_CHECKING:
+    from dgents.runtime.actor import Cell
+
+
+async def recover(cell: Cell) -> None:
+    """Restart an actor whose backend failed; return when it runs again, or has been stopped."""
+    await cell.settled()
+    retried = False
+    while True:
+        opened = await _reopen(cell)
+        if opened is None:
+            return
+        remaining = await _settle_durable(cell, opened)
+        if remaining is None:
+            break
+        if retried or not _can_retry(cell, remaining, opened):
+            _refuse(cell, [remaining], "rolled_back")
+            cell.adopt(opened)
+            break
+        retried = True
+        await _commit_again(cell, remaining, opened.epoch)
+        if remaining.is_open:
+            break
+        if remaining.error is not None:  # refused by the store: `settle` has stopped the actor
+            return
+    cell.run_again()
+
+
+async def _reopen(cell: Cell) -> Opened | None:
+    """Reopen the backend, with the pauses and within the budget of the supervisor; None when it is spent."""
+    while True:
+        error = cell.error
+        delay = cell.supervision.restart_delay(cell, error)
+        if delay is None:
+            _give_up(cell, error)
+            return None
+        cell.runtime.emit("crashed", cell.name, error=error, delay=delay)
+        if delay:
+            await cell.loop.sleep(delay)
+        try:
+            await cell.backend.close()
+            opened = await cell.backend.open()
+        except Exception as reason:
+            cell.error = reason
+            continue
+        cell.restarts += 1
+        cell.runtime.emit("restarted", cell.name, after=error)
+        return opened
+
+
+async def _settle_durable(cell: Cell, opened: Opened) -> Staged | None:
+    """Answer the writes that turn out to be stored; return the others, as one, or None."""
+    doubtful, cell.in_doubt = cell.in_doubt, ()
+    record = opened.record
+    remaining: Staged | None = None
+    for staged in doubtful:
+        if cell.is_shared:
+            await _settle_shared(cell, staged)
+        elif record is not None and record.epoch == staged.records[-1].epoch and record.version >= staged.last:
+            staged.open()
+        elif remaining is None:
+            remaining = staged
+        else:
+            remaining.absorb(staged)
+    if remaining is None:
+        _note_lost_history(cell, opened)
+        cell.adopt(opened)
+    else:
+        cell.gate = remaining
+    return remaining
+
+
+async def _settle_shared(cell: Cell, staged: Staged) -> None:
+    """Ask the store whether a shared write happened (others may have written since); if not, run its turns again."""
+    try:
+        stored = await cell.backend.committed(staged.write())
+    except StorageError as error:
+        stored, cell.error = None, error
+    again = stored is False and not any(envelope.alone or envelope.crashes for envelope in cell.batch)
+    if stored:
+        staged.open()
+    elif not again:
+        _refuse(cell, [staged], "unknown" if stored is None else "rolled_back")
+    else:
+        staged.discard(StorageError("run again"))
+        for envelope in reversed(cell.batch):
+            envelope.crashes += 1
+            cell.mailbox.put_back(envelope)
+
+
+def _note_lost_history(cell: Cell, opened: Opened) -> None:
+    """A store that holds less than it acknowledged (restarted without its data) is worth an alarm."""
+    stored = opened.record.version if opened.record is not None else 0
+    if stored < cell.version and not cell.is_shared:
+        cell.runtime.emit(
+            "warning", cell.name, message=f"the store went back from version {cell.version} to {stored}"
+        )
+
+
+def _can_retry(cell: Cell, remaining: Staged, opened: Opened) -> bool:
+    """Whether the store still stands where the writes in doubt began."""
+    stored = opened.record.version if opened.record is not None else 0
+    return stored == remaining.base and not isinstance(cell.error, OwnershipLostError)
+
+
+async def _commit_again(cell: Cell, remaining: Staged, epoch: int) -> None:
+    """Commit the writes in doubt once more, under the new epoch."""
+    assert cell.committer is not None
+    cell.epoch = epoch
+    remaining.records = [replace(record, epoch=epoch) for record in remaining.records]
+    cell.gate = remaining
+    cell.committer.submit(remaining)
+    await cell.settled()
+
+
+def _refuse(cell: Cell, doubtful: Sequence[Staged], outcome: Outcome) -> None:
+    cause = cell.error
+    for staged in doubtful:
+        if isinstance(cause, StorageError) and cause.outcome == outcome:
+            staged.refuse(cause)
+            continue
+        verb = "was not stored" if outcome == "rolled_back" else "may or may not be stored"
+        error = StorageError(
+            f"version {staged.last} of {cell.name!r} {verb}: {cause}",
+            actor=cell.name,
+            outcome=outcome,
+            retryable=getattr(cause, "retryable", True),
+            hint="save it again" if outcome == "rolled_back" else "load it again when the store is back",
+        )
+        error.__cause__ = cause
+        staged.refuse(error)
+
+
+def _give_up(cell: Cell, error: BaseException | None) -> None:
+    """The restart budget is spent: stop, and let every caller know."""
+    reason = error if isinstance(error, DgentError) else StorageError(f"the backend failed: {error}")
+    doubtful, cell.in_doubt = cell.in_doubt, ()
+    cell.kill(reason)
+    _refuse(cell, doubtful, "unknown")
+    cell.supervision.stopped(cell, reason)
+

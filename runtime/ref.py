@@ -1,0 +1,339 @@
+"""A `Ref`: the handle by which everybody but its owner reaches an actor."""
+
+from __future__ import annotations
+
+from _thread import get_ident
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import anyio
+
+from dgents.runtime.actor import Cell, Phase
+from dgents.runtime.errors import AskTimeoutError, StateNotFoundError
+from dgents.runtime.lens import Lens
+from dgents.runtime.mailbox import Envelope
+from dgents.runtime.messages import Message
+from dgents.runtime.seen import Seen, seen_by
+from dgents.runtime.tell import Receipt, Sent
+from dgents.runtime.transaction import LeasedView, Transaction
+from dgents.runtime.turns import MISSING, Form, Snapshot
+from dgents.runtime.watch import Watch
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+# A task that never has to wait gives way to the others after this many turns (tokio's cooperative budget).
+TURNS_BEFORE_REST = 128
+_MASK = TURNS_BEFORE_REST - 1
+
+
+class Ref(Generic[S]):
+    """A handle on one actor: cheap, hashable, to be copied and shared between the tasks of its runtime.
+
+    Every method is one message, applied in one turn of the actor; mailbox order is the serial order. A reply is given
+    once what it depends on is durable.
+
+    Cancellation: a caller that is cancelled before its turn starts leaves no trace. Once it started, the turn
+    completes and only its reply is dropped.
+
+    All methods raise `ActorStoppedError` when the actor has stopped, `DeadlockError` when called from inside the
+    actor's own turn, and `StorageError` when the backend failed for good.
+    """
+
+    __slots__ = ("__weakref__", "_cell")
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+
+    @property
+    def name(self) -> str:
+        """The name of the actor."""
+        return self._cell.name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    def __hash__(self) -> int:
+        return hash(self._cell.name)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Ref)
+            and self._cell.name == other._cell.name
+            and self._cell.runtime is other._cell.runtime
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._cell.runtime.pickled_ref(self._cell.name)
+
+    # Reading
+
+    async def load(self, *, default: Any = MISSING, version: int | None = None) -> S:
+        """Return the caller's own copy of the state.
+
+        Args:
+            default: what to return when nothing is saved.
+            version: return this one of the kept versions.
+
+        Raises:
+            StateNotFoundError: nothing was ever saved (or it was deleted), or that version is not kept.
+        """
+        cell = self._cell
+        coop = cell.coop
+        coop.turn += 1
+        if not coop.turn & _MASK:
+            await cell.loop.checkpoint()
+        if cell.free and version is None and get_ident() == cell.thread:
+            cell.turns += 1
+            cell.touched = coop.turn
+            at, state, data = cell.version, cell.value, cell.data
+            if state is not MISSING:
+                if cell.gate is not None:
+                    await cell.gate.wait()
+            elif data is not None:
+                if cell.gate is not None:
+                    await cell.gate.wait()
+                state = cell.codec.decode(data)
+            elif cell.tree is not MISSING:
+                return await self._load(default, None)
+            elif default is MISSING:
+                raise cell.not_found()
+            else:
+                state = default
+            seen_by(cell.loop.current_task())[cell.name] = at
+            return state
+        return await self._load(default, version)
+
+    async def _load(self, default: Any, version: int | None) -> S:
+        cell = self._live()
+        try:
+            if version is None:
+                form = await cell.call(cell.form)
+            else:
+                form = await self._version(version)
+        except StateNotFoundError:
+            if default is MISSING:
+                raise
+            return default  # type: ignore[no-any-return]
+        if version is None:
+            self._saw(form.version)
+        return form.decode(cell.codec)
+
+    async def _version(self, version: int) -> Form:
+        cell = self._live()
+        for form in await cell.call(cell.history, None, alone=True):
+            if form.version == version:
+                return form  # type: ignore[no-any-return]
+        raise StateNotFoundError(
+            f"version {version} of {self.name!r} is not kept",
+            actor=self.name,
+            hint="see history(), and raise max_history to keep more",
+        )
+
+    async def snapshot(self) -> Snapshot[S]:
+        """Return the state with its version, its owner's epoch, and when it was saved.
+
+        Raises:
+            StateNotFoundError: nothing was ever saved, or it was deleted.
+        """
+        cell = self._live()
+        form = await cell.call(cell.form)
+        self._saw(form.version)
+        return form.snapshot(cell.codec)  # type: ignore[no-any-return]
+
+    async def history(self, limit: int | None = None) -> list[S]:
+        """Return earlier states and the current one, oldest first; the newest ``limit`` of them."""
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit is {limit}; give 0 or more, or None for all that are kept")
+        cell = self._live()
+        forms = await cell.call(cell.history, limit, alone=True)
+        return [form.decode(cell.codec) for form in forms]
+
+    def watch(self) -> AsyncIterator[Snapshot[S]]:
+        """Iterate over the versions of the state as they become durable, beginning with the current one.
+
+        A slow reader misses versions in between; at least the last one arrives.
+        """
+        return Watch(self)
+
+    # Writing
+
+    async def save(self, state: S, *, if_version: int | None = None, request_id: str | None = None) -> int:
+        """Save a state and return its version, once it is durable.
+
+        Args:
+            if_version: save only if this is the current version; 0: only if nothing is saved.
+            request_id: the same id again is answered with the first result, and not applied again.
+
+        Raises:
+            VersionConflictError: the version is not ``if_version``.
+            StaleStateError: it would overwrite a version that this task has not seen.
+            StateSerializationError: the state holds something that can't be stored; it says where.
+            StateTooLargeError: it is larger than the codec's limit or its budget.
+        """
+        cell = self._live()
+        value, data = cell.encode(state)
+        seen = None
+        if if_version is None:
+            seen = seen_by(cell.loop.current_task()).get(cell.name)
+        if cell.free and request_id is None and get_ident() == cell.thread:
+            await self._rest(cell)
+        if cell.free and request_id is None and get_ident() == cell.thread:
+            cell.turns += 1
+            cell.touched = cell.coop.turn
+            version = cell.put(value, data, if_version, seen)
+            if cell.gate is not None:
+                await cell.gate.wait()
+        else:
+            version = await self._ask(cell, request_id, cell.put, value, data, if_version, seen)
+        self._saw(version)
+        return version
+
+    async def update(
+        self, fn: Callable[..., Any], *args: Any, default: Any = MISSING, request_id: str | None = None
+    ) -> S:
+        """Replace the state by ``fn(state, *args)`` in one turn, and return the new state once it is durable.
+
+        Args:
+            fn: a function, sync or async, of the caller's own copy of the state; it returns the new state. While an
+                async one runs, the actor takes no other message. On a shared store it may run more than once.
+            default: what ``fn`` gets when nothing was saved.
+            request_id: the same id again is answered with the first result, and not applied again.
+
+        Raises:
+            Exception: whatever ``fn`` raises; nothing has changed then.
+            StateNotFoundError: nothing is saved and there is no default.
+
+        Example:
+            >>> await ref.update(lambda profile: replace(profile, visits=profile.visits + 1))
+        """
+        cell = self._cell
+        coop = cell.coop
+        coop.turn += 1
+        if not coop.turn & _MASK:
+            await cell.loop.checkpoint()
+        if cell.free and request_id is None and get_ident() == cell.thread:
+            cell.turns += 1
+            cell.touched = coop.turn
+            reply = cell.apply(fn, args, default)
+            if type(reply) is tuple:
+                if cell.gate is not None:
+                    await cell.gate.wait()
+            else:  # an async function: it goes on in a task of the runtime's own
+                reply = await cell.call(cell.finish, reply)
+        else:
+            cell = self._live()
+            reply = await self._ask(cell, request_id, cell.apply, fn, args, default, keeps=True)
+        seen_by(cell.loop.current_task())[cell.name] = reply[1]
+        return reply[0]  # type: ignore[no-any-return]
+
+    async def patch(self, changes: Mapping[str, Any], *, request_id: str | None = None) -> int:
+        """Set parts of the state, ``{"path.to.field": value}``, in one turn; return the new version.
+
+        A path may add a key to a mapping, but not what leads to it. Where the backend can, only the change is written.
+
+        Raises:
+            StateNotFoundError: nothing is saved, or a part on the way is missing; it names the path.
+        """
+        cell = self._live()
+        version: int = await self._ask(cell, request_id, cell.patch, dict(changes))
+        self._saw(version)
+        return version
+
+    async def delete(self, *, request_id: str | None = None) -> None:
+        """Delete the state; what was never saved may be deleted too. Versions go on from where they were."""
+        cell = self._live()
+        await self._ask(cell, request_id, cell.delete)
+        seen_by(cell.loop.current_task()).pop(cell.name, None)
+
+    async def flush(self) -> None:
+        """Return when everything acknowledged is in the backend."""
+        cell = self._live()
+        await cell.call(cell.flush, alone=True)
+
+    # Parts, transactions
+
+    def at(self, path: str) -> Lens[Any]:
+        """Return a lens on a part of the state: ``ref.at("users.u1.name")``.
+
+        Its ``load``, ``save`` and ``update`` are one turn of the whole; two lenses on different parts never undo each
+        other. A dot in a key is written ``\\.``.
+        """
+        return Lens(self, path)
+
+    def transaction(self) -> Transaction[S]:
+        """Hold the turn for a block: ``async with ref.transaction() as tx: tx.state = ...``.
+
+        Committed when the block ends, rolled back on an exception. Other messages wait meanwhile.
+        """
+        return Transaction(self)
+
+    def for_update(self, *, lease: float = 30.0) -> LeasedView[S]:
+        """Return a view whose ``load`` takes the turn and whose ``save`` gives it back.
+
+        Args:
+            lease: seconds after which the turn is taken away; a later ``save`` raises `LeaseExpiredError`.
+        """
+        return LeasedView(self, lease)
+
+    # Messages
+
+    async def ask(self, message: Message[T], *, timeout: float | None = None) -> T:
+        """Send a message and return its reply.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+
+        Raises:
+            AskTimeoutError: no reply in time; ``outcome`` says whether the turn may have started.
+        """
+        cell = self._live()
+        turn, args, alone = message.turn(self, cell)
+        envelope = Envelope(turn, args, cell.loop.waiter(), message, alone=alone)
+        with anyio.move_on_after(timeout):
+            return message.result(self, await cell.send(envelope))
+        raise AskTimeoutError(
+            f"no reply from {self.name!r} to {type(message).__name__} within {timeout} s",
+            actor=self.name,
+            outcome="unknown" if envelope.started else "not_started",
+            hint="wait longer, or look at rt.stats() for what keeps the actor busy",
+        )
+
+    def tell(self, message: Message[Any]) -> Sent:
+        """Put a message into the mailbox and do not wait for it; if it fails, there is a ``dead_letter`` event.
+
+        Awaiting what this returns is optional, and gives the actor a chance to run.
+
+        Raises:
+            MailboxFullError: there is no room. The error carries the message.
+        """
+        cell = self._live()
+        cell.admit(message, waits=False)
+        turn, args, alone = message.turn(self, cell)
+        cell.post(Envelope(turn, args, Receipt(cell, message), message, alone=alone))
+        return Sent(cell.loop)
+
+    # Inside
+
+    async def _ask(self, cell: Cell, request_id: str | None, turn: Any, *args: Any, keeps: bool = False) -> Any:
+        if request_id is None:
+            return await cell.call(turn, *args)
+        return await cell.call(cell.once, request_id, turn, args, keeps)
+
+    async def _rest(self, cell: Cell) -> None:
+        cell.coop.turn += 1
+        if not cell.coop.turn & _MASK:
+            await cell.loop.checkpoint()
+
+    def _live(self) -> Cell:
+        """Return the cell behind the name: another one, if the actor was stopped and spawned again."""
+        cell = self._cell
+        if cell.phase is Phase.STOPPED:
+            cell = self._cell = cell.runtime.current_cell(cell)
+        return cell
+
+    def _seen(self) -> Seen:
+        return seen_by(self._cell.loop.current_task())
+
+    def _saw(self, version: int) -> None:
+        seen_by(self._cell.loop.current_task()).note(self._cell.name, version)

@@ -1,0 +1,84 @@
+"""What the backends of one runtime share: a connection a database, a lock a directory, a thread for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import ExitStack
+from typing import Any, Protocol, TypeVar
+
+import anyio
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from dgents.runtime.loops import Loop
+
+T = TypeVar("T")
+
+
+class Closeable(Protocol):
+    async def close(self) -> None: ...
+
+
+class SharedResources:
+    """Values by key, opened by the first who asks, closed by the last who lets go."""
+
+    def __init__(self, loop: Loop, emit: Callable[..., None]) -> None:
+        self._loop = loop
+        self._values: dict[Hashable, Any] = {}
+        self._users: dict[Hashable, int] = {}
+        self._locks: dict[Hashable, anyio.Lock] = {}
+        self._threads = ExitStack()
+        self._portal: BlockingPortal | None = None
+        self.emit = emit
+
+    async def acquire(self, key: Hashable, opener: Callable[[], Awaitable[T]]) -> T:
+        """Return the value under ``key``, opening it on first use; concurrent callers wait for one opening."""
+        value = self._values.get(key)
+        if value is None:
+            async with self._locks.setdefault(key, anyio.Lock()):
+                value = self._values.get(key)
+                if value is None:
+                    value = self._values[key] = await opener()
+                    self._users[key] = 0
+        self._users[key] += 1
+        return value  # type: ignore[no-any-return]
+
+    async def release(self, key: Hashable) -> None:
+        """Give it back; the last one to do so closes it."""
+        self._users[key] -= 1
+        if self._users[key]:
+            return
+        value: Closeable = self._values.pop(key)
+        del self._users[key]
+        async with self._locks.setdefault(key, anyio.Lock()):  # whoever reopens it waits until it is closed
+            with anyio.CancelScope(shield=True):
+                await value.close()
+        if key not in self._values:
+            self._locks.pop(key, None)
+
+    async def run_asyncio(self, fn: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Await ``fn(*args)`` on an asyncio loop, to its end even if the caller is cancelled."""
+        if self._loop.name == "asyncio":
+            with anyio.CancelScope(shield=True):
+                return await fn(*args)
+        return await self._in_portal(fn, args)
+
+    async def _in_portal(self, fn: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> T:
+        """Run it on the one asyncio loop that this runtime has beside trio, in a thread of its own."""
+        if self._portal is None:
+            self._portal = self._threads.enter_context(start_blocking_portal("asyncio"))
+        waiter = self._loop.waiter()
+        future = self._portal.start_task_soon(fn, *args)
+
+        def wake() -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        future.add_done_callback(lambda _: self._loop.call_threadsafe(wake))
+        await self._loop.wait_shielded(waiter)
+        return future.result()
+
+    async def close(self) -> None:
+        """End the thread, if there is one."""
+        if self._portal is not None:
+            await anyio.to_thread.run_sync(self._threads.close)
+            self._portal = None

@@ -1,0 +1,391 @@
+"""The runtime: the lifetime of all actors, as one ``async with`` block.
+
+Leaving the block stops everything in reverse order of spawning: what is queued is answered, what was written is
+flushed, backends are closed, within a deadline; what could not be flushed is named in the error that is raised.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Literal, NoReturn, TypeVar, cast
+from uuid import uuid4
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+
+from dgents.runtime.actor import Cell, Phase, current_turn
+from dgents.runtime.codec import Codec
+from dgents.runtime.commit import Committer
+from dgents.runtime.contract import Agent, Store
+from dgents.runtime.errors import ActorStoppedError, NameTakenError, StorageError
+from dgents.runtime.events import Event, Events, EventStream
+from dgents.runtime.loops import Loop, running_loop
+from dgents.runtime.portal import Portal
+from dgents.runtime.ref import Ref
+from dgents.runtime.resources import SharedResources
+from dgents.runtime.stats import ActorStats, stats_of
+from dgents.runtime.virtual import Family
+
+Overflow = Literal["wait", "reject"]
+S = TypeVar("S")
+
+# Where refs look for their runtime when they are unpickled; a runtime that is gone leaves by itself.
+_open_runtimes: WeakValueDictionary[str, BaseRuntime] = WeakValueDictionary()
+_born_here: WeakSet[BaseRuntime] = WeakSet()
+
+
+class Coop:
+    """Counts the turns of a runtime: the cooperative budget, and the clock by which recency is told."""
+
+    __slots__ = ("turn",)
+
+    def __init__(self) -> None:
+        self.turn = 0
+
+
+class BaseRuntime:
+    """Actors and their names, their stores, and their end. Supervision is added by `dgents.Runtime`."""
+
+    def __init__(
+        self,
+        *,
+        mailbox_size: int = 1024,
+        overflow: Overflow = "wait",
+        shutdown_timeout: float = 30.0,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> None:
+        if mailbox_size < 1:
+            raise ValueError(f"mailbox_size is {mailbox_size}; give 1 message or more")
+        if overflow not in ("wait", "reject"):
+            raise ValueError(f'overflow is {overflow!r}; give "wait" or "reject"')
+        if shutdown_timeout < 0:
+            raise ValueError(f"shutdown_timeout is {shutdown_timeout}; give seconds, 0 or more")
+        self.mailbox_size = mailbox_size
+        self.overflow = overflow
+        self.shutdown_timeout = shutdown_timeout
+        self._on_event = on_event
+        self.id = uuid4().hex
+        self.thread: int | None = None
+        self.coop = Coop()
+        self.closing = False
+        self.closed = False
+        self._cells: dict[str, Cell | None] = {}  # None: being spawned
+        self._virtual: WeakValueDictionary[str, Cell] = WeakValueDictionary()
+        self._families: list[Family] = []
+        self._codecs: dict[Any, Codec[Any]] = {}
+        self._committers: WeakKeyDictionary[Any, Committer] = WeakKeyDictionary()
+
+    # Its life
+
+    async def __aenter__(self) -> Any:
+        if self.thread is not None:
+            raise RuntimeError("this runtime was used before: make another one")
+        self.loop: Loop = running_loop()
+        self.thread = threading.get_ident()
+        self._pid = os.getpid()
+        self._events = Events(self.loop, self._on_event)
+        self.emit = self._events.emit
+        self.resources = SharedResources(self.loop, self.emit)
+        self.portal = Portal(self)
+        _open_runtimes[self.id] = self
+        _born_here.add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closing = True
+        done = self.loop.waiter()
+        self.loop.start(self._close, done)
+        failure: BaseException | None = await self.loop.wait_shielded(done)
+        if failure is not None:
+            raise failure from error
+
+    async def _close(self, done: Any) -> None:
+        failure: BaseException | None = None
+        try:
+            failure = await self._shut_down()
+        except Exception as error:
+            failure = error
+        finally:
+            self.closed = True
+            self._events.close()
+            _open_runtimes.pop(self.id, None)
+            if not done.done():
+                done.set_result(failure)
+
+    async def _shut_down(self) -> StorageError | None:
+        """Stop everything within the deadline; return what is to be said of what could not be flushed."""
+        import anyio
+
+        for family in self._families:
+            family.close()
+        with anyio.move_on_after(self.shutdown_timeout):
+            await self._quiesce()
+            for waiter in [cell.stop("its runtime was closed") for cell in self._newest_first()]:
+                await waiter
+        late = [cell for cell in self._newest_first() if cell.phase is not Phase.STOPPED]
+        for cell in late:
+            cell.abandon(self.shutdown_timeout)
+        await self.resources.close()
+        if not late:
+            return None
+        names = ", ".join(repr(cell.name) for cell in late[:20]) + (", ..." if len(late) > 20 else "")
+        return StorageError(
+            f"{len(late)} actors did not stop within {self.shutdown_timeout} s; not flushed: {names}",
+            outcome="unknown",
+            hint="look at the events for what held them up, or raise Runtime(shutdown_timeout=)",
+        )
+
+    async def _quiesce(self) -> None:
+        """Let the turns that are queued or running finish: they may still ask other actors."""
+        while busy := [cell for cell in self._newest_first() if cell.draining]:
+            for cell in busy:
+                await cell.call(_nothing)
+
+    def _newest_first(self) -> list[Cell]:
+        return [cell for cell in reversed(list(self._cells.values())) if cell is not None]
+
+    # Actors
+
+    async def spawn(self, name: str, agent: Agent, *, restart: str = "permanent") -> Ref[Any]:
+        """Start an actor and return its ref, once its backend is open.
+
+        Raises:
+            NameTakenError: an actor of this name runs here.
+            StateLockedError: another process owns the state.
+            StateCorruptionError: the stored state can't be read; it is left as it was.
+            StorageError: the backend can't be reached, or refuses.
+        """
+        self.check_thread()
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"an actor's name is a string that is not empty, not {name!r}")
+        if self.closing:
+            raise self._closed_error()
+        if name in self._cells or self._family(name) is not None:
+            raise NameTakenError(
+                f"there is an actor {name!r} already", actor=name, hint="get it with rt.get(name), or stop it first"
+            )
+        self._cells[name] = None
+        try:
+            cell = Cell(self, name, agent)
+            self.supervise(cell, restart)
+            await cell.start()
+        except BaseException:
+            del self._cells[name]
+            raise
+        self._cells[name] = cell
+        cell.free = not cell.is_shared
+        self.emit("spawned", name, agent=type(agent).__name__)
+        return self._ref(cell)
+
+    def get(self, name: str) -> Ref[Any]:
+        """Return the ref of an actor that runs.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        cell = self._cells.get(name)
+        if cell is None:
+            raise KeyError(name)
+        return self._ref(cell)
+
+    def names(self) -> list[str]:
+        """Return the names of the actors that run, in the order in which they were spawned."""
+        return [name for name, cell in self._cells.items() if cell is not None]
+
+    async def stop(self, ref: Ref[Any] | str) -> None:
+        """Stop an actor: what is queued is answered, what was written is flushed, its backend is closed.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        name = ref if isinstance(ref, str) else ref.name
+        cell = self._cells.get(name)
+        if cell is None:
+            if isinstance(ref, str) and self._family(name) is None:
+                raise KeyError(name)
+            return
+        await cell.stop("it was stopped")
+
+    def register(
+        self,
+        prefix: str,
+        factory: Callable[[str], Agent],
+        *,
+        idle_timeout: float | None = None,
+        max_active: int | None = None,
+    ) -> None:
+        """Let ``factory(key)`` make the actors of ``prefix`` when they are first used.
+
+        Args:
+            prefix: ``"user"`` or ``"user/"``; ``rt.ref("user/42")`` then gives the actor of key ``"42"``.
+            factory: returns the description of the actor of a key; it does no I/O.
+            idle_timeout: seconds without a message after which an actor leaves memory; None: never.
+            max_active: how many may be in memory at once; the least recently used ones leave first.
+
+        Raises:
+            NameTakenError: the prefix is registered already.
+        """
+        if any(family.prefix.rstrip("/") == prefix.rstrip("/") for family in self._families):
+            raise NameTakenError(f"the prefix {prefix!r} is registered already", hint="register each prefix once")
+        self._families.append(Family(self, prefix, factory, idle_timeout, max_active))
+        self._families.sort(key=lambda family: -len(family.prefix))  # the longest prefix wins
+
+    def ref(self, name: str) -> Ref[Any]:
+        """Return a ref on a virtual actor (or on a spawned one); the first message activates it.
+
+        Raises:
+            KeyError: no registered prefix fits, and no actor has this name.
+        """
+        cell = self._cells.get(name) or self._virtual.get(name)
+        if cell is None:
+            family = self._family(name)
+            if family is None:
+                raise KeyError(name)
+            if self.closing:
+                raise self._closed_error()
+            cell = self._virtual[name] = Cell(self, name, None)
+            cell.virtual = True
+            self.supervise(cell, "permanent")
+            cell.codec = self.codec(family.factory(family.key(name)), name)
+            cell.scalars = frozenset()
+        return self._ref(cell)
+
+    # What the actors ask of their runtime
+
+    async def activate(self, cell: Cell) -> None:
+        """Bring a virtual actor into memory."""
+        family = self._family(cell.name)
+        assert family is not None
+        self._cells[cell.name] = cell
+        try:
+            await family.activate(cell)
+        except BaseException:
+            del self._cells[cell.name]
+            raise
+        self.emit("activated", cell.name)
+
+    def passivated(self, cell: Cell) -> None:
+        """Take note that a virtual actor has left memory."""
+        self._cells.pop(cell.name, None)
+        self.emit("passivated", cell.name)
+
+    def ended(self, cell: Cell, error: BaseException | None) -> None:
+        """Take note that an actor has stopped."""
+        if self._cells.get(cell.name) is cell:
+            del self._cells[cell.name]
+        if cell.virtual and (family := self._family(cell.name)) is not None:
+            family.forget(cell)
+        self.emit("stopped", cell.name, error=error)
+
+    def current_cell(self, cell: Cell) -> Cell:
+        """Return the actor that now has the name of one that stopped, or that one."""
+        return self._cells.get(cell.name) or cell
+
+    def committer(self, store: Store) -> Committer:
+        """Return the one committer of a store."""
+        committer = self._committers.get(store)
+        if committer is None:
+            committer = self._committers[store] = Committer(store, self.loop)
+        return committer
+
+    def codec(self, agent: Agent, name: str) -> Codec[Any]:
+        """Return the codec for the states of an agent; agents of one schema share it."""
+        schema, migrations = getattr(agent, "schema", None), getattr(agent, "migrations", None)
+        local = bool(getattr(agent, "local", False))
+        key = (schema, id(migrations) if migrations else None, local)
+        codec = self._codecs.get(key)
+        if codec is None:
+            codec = self._codecs[key] = Codec(schema, migrations=migrations, local=local)
+        return codec
+
+    def supervise(self, cell: Cell, restart: str) -> None:
+        """Put an actor under supervision."""
+        raise NotImplementedError
+
+    # Looking in
+
+    def events(self) -> EventStream:
+        """Iterate over the lifecycle events from now on."""
+        self.check_thread()
+        return self._events.listen()
+
+    def stats(self) -> dict[str, ActorStats]:
+        """Return a snapshot of the figures of each actor."""
+        return {name: stats_of(cell) for name, cell in self._cells.items() if cell is not None}
+
+    # Threads and forks
+
+    def check_thread(self) -> None:
+        """Refuse calls from outside the runtime's thread, its process or its life."""
+        if self.thread is None:
+            raise ActorStoppedError("the runtime is not open", hint="use it as `async with dgents.Runtime() as rt:`")
+        if threading.get_ident() != self.thread:
+            self._refuse_thread()
+        if self.closing and (self.closed or not _inside_a_turn()):
+            raise self._closed_error()
+
+    def _refuse_thread(self) -> NoReturn:
+        if os.getpid() != self._pid:
+            raise ActorStoppedError(
+                f"this runtime belongs to process {self._pid}, from which process {os.getpid()} was forked",
+                hint="open a Runtime of its own in each process",
+            )
+        raise ActorStoppedError(
+            "this runtime runs in another thread",
+            hint="use rt.portal: `rt.portal.call(ref.load)` waits for the result from any thread",
+        )
+
+    def enter_from_thread(self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Start ``fn(*args)`` in the runtime's thread."""
+        if self.thread is None or self.closed or os.getpid() != self._pid:
+            raise self._closed_error()
+        self.loop.call_threadsafe(self.loop.start, fn, *args)
+
+    def pickled_ref(self, name: str) -> tuple[Any, ...]:
+        """Return how a ref of this runtime is pickled: by name."""
+        return _unpickle_ref, (self.id, name)
+
+    def _closed_error(self) -> ActorStoppedError:
+        return ActorStoppedError("the runtime is closed", hint="send messages inside its `async with` block")
+
+    def _ref(self, cell: Cell) -> Ref[Any]:
+        agent = cell.agent
+        ref_type = cast(type[Ref[Any]], getattr(agent, "ref_type", Ref))
+        return ref_type(cell)
+
+    def _family(self, name: str) -> Family | None:
+        return next((family for family in self._families if family.matches(name)), None)
+
+
+def _nothing() -> None:
+    """A turn that only shows that those before it are done."""
+
+
+def _inside_a_turn() -> bool:
+    turn = current_turn.get()
+    return turn is not None and turn.active
+
+
+def _unpickle_ref(runtime_id: str, name: str) -> Ref[Any]:
+    runtime = _open_runtimes.get(runtime_id)
+    if runtime is None:
+        raise ActorStoppedError(
+            f"the runtime of actor {name!r} is not open in this process",
+            actor=name,
+            hint="refs can be unpickled only within the reach of their runtime; send the name instead",
+        )
+    return runtime.ref(name)
+
+
+def _forget_parents_runtimes() -> None:
+    """After a fork the child has no event loop and no right to the parent's handles."""
+    for runtime in _born_here:
+        runtime.thread = -1
+        for cell in runtime._newest_first():
+            cell.thread = -1
+
+
+os.register_at_fork(after_in_child=_forget_parents_runtimes)

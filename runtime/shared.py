@@ -1,0 +1,142 @@
+"""Turns on a state that other processes write too: optimistic, in batches.
+
+The actor keeps the last version that it knows, and trusts it only as far as the store confirms it: the queued turns
+run one after the other on that version in memory, and what they wrote goes out as one compare-and-set. If somebody
+else wrote first, the newest version is read and the same turns are run again (optimistic concurrency control; Kung and
+Robinson, 1981). A batch that only read is confirmed by one read. So a batch costs one round trip when nobody interferes.
+"""
+
+from __future__ import annotations
+
+from random import random
+from typing import TYPE_CHECKING, Any
+
+from dgents.runtime.commit import Failure, Staged
+from dgents.runtime.errors import StorageError, VersionConflictError
+from dgents.runtime.turns import BackendFailure
+
+if TYPE_CHECKING:
+    from dgents.runtime.actor import Cell
+    from dgents.runtime.mailbox import Envelope
+
+MOST_TOGETHER = 256  # turns in one compare-and-set
+MOST_ATTEMPTS = 1000
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05  # seconds
+
+
+async def take_shared_turns(cell: Cell) -> None:
+    """Take the queued turns of a shared actor and apply them as one compare-and-set."""
+    batch = _take_batch(cell)
+    if not batch:
+        return
+    if batch[0].alone:
+        await cell.take_turn(batch[0])
+        return
+    cell.batch = batch
+    for attempt in range(MOST_ATTEMPTS):
+        if attempt > 1:
+            await cell.loop.sleep(random() * min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE))
+        if await _try_batch(cell):
+            return
+    error = StorageError(
+        f"{cell.name!r} was changed by others {MOST_ATTEMPTS} times while {len(batch)} turns were tried",
+        actor=cell.name,
+        outcome="rolled_back",
+        hint="try again, with fewer writers or smaller updates",
+    )
+    for envelope in batch:
+        cell.answer(envelope, Failure(error))
+
+
+def _take_batch(cell: Cell) -> list[Envelope]:
+    batch: list[Envelope] = []
+    while len(batch) < MOST_TOGETHER and (envelope := cell.mailbox.take()) is not None:
+        if envelope.alone and batch:
+            cell.mailbox.put_back(envelope)
+            break
+        batch.append(envelope)
+        if envelope.alone:
+            break
+    return batch
+
+
+async def _try_batch(cell: Cell) -> bool:
+    """Run the batch once; return whether it is answered, or handed to the recovery."""
+    confirmed = False
+    if not cell.fresh:
+        if not await _refreshed(cell):
+            return True
+        confirmed = True
+    replies: list[tuple[Envelope, Any]] = []
+    for envelope in cell.batch:
+        reply = await cell.run(envelope)
+        if reply is None:  # crashed in reading; `run` put this one back, the others go back too
+            _put_back(cell, cell.batch, envelope)
+            cell.gate, cell.fresh = None, False
+            return True
+        replies.append((envelope, reply.value))
+    staged = cell.gate
+    if staged is None:
+        version = cell.version
+        if confirmed or (await _refreshed(cell) and cell.version == version):
+            for envelope, value in replies:
+                cell.answer(envelope, value)
+            return True
+        return cell.is_restarting
+    for envelope, value in replies:
+        staged.answer(envelope.waiter, value)
+    return await submit(cell, staged)
+
+
+async def submit(cell: Cell, staged: Staged) -> bool:
+    """Commit what the turns wrote; return False if somebody else wrote first."""
+    assert cell.committer is not None
+    cell.committer.submit(staged)
+    await cell.settled()
+    if staged.is_open:
+        cell.fresh = True
+        return True
+    cell.fresh = False
+    cell.gate = None
+    if staged.error is None:  # in doubt: the recovery answers
+        return True
+    if isinstance(staged.error, VersionConflictError):
+        return False
+    for envelope in cell.batch:
+        cell.answer(envelope, Failure(staged.error))
+    return True
+
+
+async def refresh(cell: Cell) -> None:
+    """Read the newest version into memory.
+
+    Raises:
+        BackendFailure: the store could not be read.
+    """
+    record = await cell.reading(cell.backend.read())
+    if record is None or record.version != cell.version or record.saved_at != cell.saved_at:
+        cell.requests = None
+        cell.adopt_record(record)
+    cell.fresh = True
+
+
+async def _refreshed(cell: Cell) -> bool:
+    """Read the newest version; on a failure give the batch back, to be tried once more after the restart."""
+    try:
+        await refresh(cell)
+    except BackendFailure as failure:
+        for envelope in reversed(cell.batch):
+            reply = cell.crash_in(envelope, failure.error)
+            if reply is not None:
+                cell.answer(envelope, reply.value)
+        cell.fresh = False
+        return False
+    return True
+
+
+def _put_back(cell: Cell, batch: list[Envelope], already: Envelope) -> None:
+    """Return the other envelopes of a batch to the mailbox, in their order."""
+    taken = cell.mailbox.take()
+    for envelope in reversed(batch):
+        cell.mailbox.put_back(envelope)
+    assert taken is already

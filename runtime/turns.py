@@ -1,0 +1,339 @@
+"""The turns on a state: what each message does to it, with no I/O and no waiting.
+
+A turn sees the current state and ends in a new state, a reply, or an error; after an error nothing has changed. Every
+turn here is an ordinary function: it runs at once and can't be interrupted. (`apply` of an async function is the
+exception: it returns a coroutine, which the actor's own task finishes.)
+
+Invariants
+  1. The state is present in at least one of three forms, or in none (nothing saved, or deleted): ``value`` (an
+     immutable object, handed out as it is), ``data`` (encoded), ``tree`` (decoded builtins, private to the actor;
+     then ``data`` may lag behind and is MISSING).
+  2. ``version`` grows by one per turn that wrote.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from time import time
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from dgents.runtime.codec import Codec
+from dgents.runtime.patch import apply_patch, encode_patch, get_part, parse_path, set_part
+from dgents.runtime.contract import Record, Request
+from dgents.runtime.errors import (
+    StaleStateError,
+    StateError,
+    StateNotFoundError,
+    StateSerializationError,
+    StorageError,
+    VersionConflictError,
+)
+
+if TYPE_CHECKING:
+    from dgents.runtime.commit import Staged
+
+S = TypeVar("S")
+
+
+class _Missing:
+    """Stands for no value where None is one."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+    def __reduce__(self) -> str:
+        return "MISSING"
+
+
+class BackendFailure(Exception):
+    """A turn's own use of its backend failed (as opposed to an error in the user's function)."""
+
+    def __init__(self, error: StorageError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Interrupted(Exception):
+    """The actor crashed while a turn waited for earlier writes: the turn is to be run again."""
+
+
+MISSING: Final = _Missing()
+SCALARS: Final = frozenset({int, str, bytes, float, bool, type(None)})
+Bytes: TypeAlias = bytes | None
+
+
+class Snapshot(msgspec.Struct, Generic[S], frozen=True):
+    """One version of a state.
+
+    Attributes:
+        state: the caller's own copy.
+        version: grows by one with each turn that wrote; 0 for an initial state that was never saved.
+        epoch: grows by one with each owner.
+        saved_at: when, UTC; it informs and never decides.
+    """
+
+    state: S
+    version: int
+    epoch: int
+    saved_at: datetime
+
+
+class Form(msgspec.Struct, frozen=True, gc=False):
+    """A state as an actor keeps it: immutable value or encoded data, with what a snapshot tells of it."""
+
+    value: Any
+    data: Bytes
+    version: int
+    epoch: int
+    saved_at: float
+    schema: int | None = None
+
+    def decode(self, codec: Codec[S]) -> S:
+        """Return the caller's own copy."""
+        if self.value is not MISSING:
+            return self.value  # type: ignore[no-any-return]
+        assert self.data is not None
+        return codec.decode(self.data, self.schema)
+
+    def snapshot(self, codec: Codec[S]) -> Snapshot[S]:
+        return Snapshot(self.decode(codec), self.version, self.epoch, datetime.fromtimestamp(self.saved_at, UTC))
+
+
+class StateTurns:
+    """A state in memory and the turns on it."""
+
+    __slots__ = (
+        "codec",
+        "data",
+        "deltas",
+        "earlier",
+        "epoch",
+        "gate",
+        "keep",
+        "name",
+        "requests",
+        "saved_at",
+        "scalars",
+        "tree",
+        "value",
+        "version",
+        "watchers",
+    )
+
+    name: str
+    codec: Codec[Any]
+    scalars: frozenset[type]  # types that need no encoding: none for a state that is stored
+    keep: int  # how many earlier versions are kept in memory: 0 for a state that is stored
+    deltas: bool
+    gate: Staged | None
+
+    def clear(self) -> None:
+        """Forget the state: nothing is saved, or it is not in memory."""
+        self.value: Any = MISSING
+        self.data: Bytes = None
+        self.tree: Any = MISSING
+        self.version = 0
+        self.epoch = 0
+        self.saved_at = 0.0
+        self.earlier: deque[Form] | None = None
+        self.requests: dict[str, Request] | None = None
+
+    # Reading
+
+    @property
+    def absent(self) -> bool:
+        return self.value is MISSING and self.data is None and self.tree is MISSING
+
+    def form(self) -> Form:
+        """Return the current state, or raise StateNotFoundError."""
+        if self.value is MISSING and self.data is None:
+            if self.tree is MISSING:
+                raise self.not_found()
+            self.data = self.codec.from_tree(self.tree)
+        return Form(self.value, self.data, self.version, self.epoch, self.saved_at)
+
+    def form_or_none(self) -> Form | None:
+        """Return the current state, or None if nothing is saved."""
+        return None if self.absent else self.form()
+
+    def current(self) -> Any:
+        """Return a copy of the current state that the turn may change."""
+        return self.value if self.value is not MISSING else self.form().decode(self.codec)
+
+    def not_found(self) -> StateNotFoundError:
+        return StateNotFoundError(
+            f"nothing is saved in {self.name!r}" + (f" (deleted at version {self.version})" if self.version else ""),
+            actor=self.name,
+            hint="save a state first, or pass default=",
+        )
+
+    def forms(self, limit: int | None = None) -> list[Form]:
+        """Return the versions that are kept in memory, oldest first."""
+        forms = [form for form in self.earlier or () if form.value is not MISSING or form.data is not None]
+        if not self.absent:
+            forms.append(self.form())
+        return forms if limit is None else forms[max(len(forms) - limit, 0) :]
+
+    # Writing
+
+    def encode(self, state: Any) -> tuple[Any, Bytes]:
+        """Return ``state`` as ``(value, data)``; raises when it can't be stored."""
+        if type(state) in self.scalars:
+            return state, None
+        try:
+            data = self.codec.encode(state)
+        except StateError as error:
+            raise self.named(error) from None
+        return (state if self.codec.is_immutable(state) else MISSING), data
+
+    def named(self, error: StateError) -> StateError:
+        """Name the actor in an error of the codec, which many actors share."""
+        if error.actor is None:
+            error.actor = self.name
+            error.message = f"{self.name!r}: {error.message}"
+        return error
+
+    def check(self, if_version: int | None, seen: int | None) -> None:
+        """Refuse a save that would overwrite what its sender does not know."""
+        if if_version is not None:
+            actual = 0 if self.absent else self.version
+            if if_version != actual:
+                raise VersionConflictError(if_version, actual, actor=self.name)
+        elif seen is not None and seen != self.version:
+            raise StaleStateError(
+                seen,
+                self.version,
+                actor=self.name,
+                message=f"save of {self.name!r} refused: it would overwrite version {self.version}, "
+                f"but this task last saw version {seen}",
+                hint="use `await ref.update(fn)`, or `async with ref.transaction() as tx:`, or the drop-in view "
+                "`ref.for_update()`, whose load() takes the turn and whose save() gives it back",
+            )
+
+    def put(self, value: Any, data: Bytes, if_version: int | None = None, seen: int | None = None) -> int:
+        """Save an encoded state and return its version."""
+        if if_version is not None or seen is not None:
+            self.check(if_version, seen)
+        self.accept(value, data)
+        return self.version
+
+    def apply(self, fn: Callable[..., Any], args: tuple[Any, ...], default: Any = MISSING) -> Any:
+        """Save what ``fn`` makes of the state; return the new state and its version.
+
+        An async ``fn`` gives a coroutine of the same.
+        """
+        state = self.value
+        if state is MISSING:
+            state = default if default is not MISSING and self.absent else self.current()
+        new = fn(state, *args)
+        if type(new) in self.scalars and (new is not None or state is None):
+            self.accept(new, None)
+            return new, self.version
+        if hasattr(type(new), "__await__"):
+            return self._apply_async(new, state)
+        return self._finish(new, state)
+
+    async def _apply_async(self, pending: Any, state: Any) -> tuple[Any, int]:
+        return self._finish(await pending, state)
+
+    def _finish(self, new: Any, state: Any) -> tuple[Any, int]:
+        if new is None and state is not None and not self.codec.is_immutable(state):
+            raise StateSerializationError(
+                f"update of {self.name!r} refused: the function returned None",
+                actor=self.name,
+                hint="return the new state (a function that changes its argument in place must return it too)",
+            )
+        self.accept(*self.encode(new))
+        return new, self.version
+
+    def delete(self) -> None:
+        """Delete the state: the next version is a tombstone."""
+        if not self.absent:
+            self.accept(MISSING, None)
+
+    def patch(self, changes: Mapping[str, Any], default: Any = MISSING) -> int:
+        """Set parts of the state by path and return the new version."""
+        if self.absent and default is not MISSING:
+            self.accept(*self.encode(default))
+        parts = {}
+        for path, value in changes.items():
+            codec = self.codec.at(parse_path(path))
+            parts[path] = codec.to_tree(codec.encode(value))
+        if self.tree is MISSING:
+            form = self.form()
+            self.tree = self.codec.to_tree(form.data if form.data is not None else self.codec.encode(form.value))
+        delta = encode_patch(parts)
+        apply_patch(self.tree, delta)  # all or nothing
+        tree = self.tree
+        if self.deltas:
+            self.accept(MISSING, None, tree=tree, delta=delta)
+        else:
+            self.accept(MISSING, self.codec.from_tree(tree), tree=tree)
+        return self.version
+
+    # Parts of the state, for lenses
+
+    def part(self, path: tuple[str, ...]) -> tuple[bytes, int]:
+        """Return the encoded part at ``path``, and the version."""
+        return self.codec.from_tree(get_part(self._tree(), path)), self.version
+
+    def put_part(self, path: tuple[str, ...], data: bytes, seen: bytes | None = None) -> int:
+        """Save a part of the state; refuse it if the part is not what its sender saw."""
+        tree = self._tree()
+        if seen is not None and self.codec.from_tree(get_part(tree, path)) != seen:
+            raise StaleStateError(
+                self.version,
+                self.version,
+                actor=self.name,
+                message=f"save of {'.'.join(path)!r} in {self.name!r} refused: this part has changed since this task "
+                "loaded it",
+                hint="use update(fn) of the lens",
+            )
+        set_part(tree, path, self.codec.to_tree(data))
+        encoded = self.codec.from_tree(tree)
+        self.codec.decode(encoded)  # the whole must still be a state of its schema
+        self.accept(MISSING, encoded)
+        return self.version
+
+    def apply_part(self, path: tuple[str, ...], fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Save what ``fn`` makes of a part; return the new part and the version."""
+        codec = self.codec.at(path)
+        new = fn(codec.decode(self.part(path)[0]), *args)
+        if hasattr(type(new), "__await__"):
+            return self._apply_part_async(path, codec, new)
+        return new, self.put_part(path, codec.encode(new))
+
+    async def _apply_part_async(self, path: tuple[str, ...], codec: Codec[Any], pending: Any) -> tuple[Any, int]:
+        new = await pending
+        return new, self.put_part(path, codec.encode(new))
+
+    def _tree(self) -> Any:
+        """Return a tree of the state that the turn may change."""
+        form = self.form()
+        return self.codec.to_tree(form.data if form.data is not None else self.codec.encode(form.value))
+
+    # The one place where the state changes
+
+    def accept(self, value: Any, data: Bytes, *, tree: Any = MISSING, delta: Bytes = None) -> None:
+        """Make this the current state, one version on."""
+        if self.keep and (self.value is not MISSING or self.data is not None):
+            self._remember()
+        self.value = value
+        self.data = data
+        self.tree = tree
+        self.version += 1
+        self.saved_at = time()
+        self.persist(delta)
+
+    def persist(self, delta: Bytes) -> None:
+        """Hand the new version on (to its store, to those who watch)."""
+        raise NotImplementedError
+
+    def _remember(self) -> None:
+        if self.earlier is None:
+            self.earlier = deque(maxlen=self.keep)
+        self.earlier.append(Form(self.value, self.data, self.version, self.epoch, self.saved_at))
