@@ -1,6 +1,88 @@
-"""dgents: an actor-based concurrent state runtime for multi-agent systems."""
+"""dgents: concurrent state for multi-agent systems, one owner per state.
 
+Each D-gent is an actor that owns one piece of state and the backend that persists it. Everybody else holds a `Ref` and
+sends it messages, so two writers can never overwrite each other.
+
+Example:
+    >>> async with dgents.Runtime() as rt:
+    ...     counter = await rt.spawn("counter", dgents.VolatileAgent(0))
+    ...     await counter.update(lambda n: n + 1)
+    1
+"""
+
+#from dgents.backends.file import PersistentAgent
+#from dgents.backends.sql import SQLAgent
 from dgents.backends.volatile import VolatileAgent
-from dgents.runtime.errors import *  # noqa: F403
+from dgents.runtime.errors import (
+    ActorError,
+    ActorStoppedError,
+    AskTimeoutError,
+    DeadlockError,
+    DgentError,
+    LeaseExpiredError,
+    MailboxFullError,
+    NameTakenError,
+    OwnershipLostError,
+    StaleStateError,
+    StateCorruptionError,
+    StateError,
+    StateLockedError,
+    StateNotFoundError,
+    StateSerializationError,
+    StateTooLargeError,
+    StorageError,
+    UnsupportedOperationError,
+    VersionConflictError,
+)
+from dgents.runtime.events import Event
+from dgents.runtime.lens import Lens
+from dgents.runtime.messages import Delete, History, Load, Message, Patch, Save, Update
+from dgents.runtime.ref import Ref
+from dgents.runtime.stats import ActorStats
+from dgents.runtime.symbiont import Symbiont
+from dgents.runtime.transaction import Transaction
+from dgents.runtime.turns import Snapshot
 from dgents.supervisors.policy import Backoff
 from dgents.supervisors.runtime import Runtime, open_sync
+
+__all__ = [
+    "ActorError",
+    "ActorStats",
+    "ActorStoppedError",
+    "AskTimeoutError",
+    "Backoff",
+    "DeadlockError",
+    "Delete",
+    "DgentError",
+    "Event",
+    "History",
+    "LeaseExpiredError",
+    "Lens",
+    "Load",
+    "MailboxFullError",
+    "Message",
+    "NameTakenError",
+    "OwnershipLostError",
+    "Patch",
+    "PersistentAgent",
+    "Ref",
+    "Runtime",
+    "SQLAgent",
+    "Save",
+    "Snapshot",
+    "StaleStateError",
+    "StateCorruptionError",
+    "StateError",
+    "StateLockedError",
+    "StateNotFoundError",
+    "StateSerializationError",
+    "StateTooLargeError",
+    "StorageError",
+    "Symbiont",
+    "Transaction",
+    "UnsupportedOperationError",
+    "Update",
+    "VersionConflictError",
+    "VolatileAgent",
+    "open_sync",
+]

@@ -80,7 +80,6 @@ class Cell(StateTurns):
         "agent",
         "backend",
         "batch",
-        "committer",
         "coop",
         "draining",
         "error",
@@ -280,8 +279,8 @@ class Cell(StateTurns):
 
     def _check_cycle(self, asker: TurnInProgress) -> None:
         """Refuse an ask that would wait for a turn which itself waits for the asker."""
-        stack = [(self, (asker.cell.name, self.name))]
-        visited = set()
+        stack: list[tuple[Cell, tuple[str, ...]]] = [(self, (asker.cell.name, self.name))]
+        visited: set[Cell] = set()
         while stack:
             cell, chain = stack.pop()
             if cell is asker.cell:
@@ -390,11 +389,8 @@ class Cell(StateTurns):
     # Writing
 
     def persist(self, delta: bytes | None) -> None:
-        """Stage the new version for its store, or show it at once where there is none."""
-        if self.committer is None:
-            if self.watchers:
-                self.notify()
-            return
+        """Stage the new version for its store."""
+        assert self.committer is not None
         record = Record(self.version, self.epoch, self.saved_at, self.data, self.codec.version, delta)
         gate = self.gate
         if gate is None or not gate.gathering:
@@ -524,10 +520,6 @@ class Cell(StateTurns):
             self.gate.requests.append(request)
         return reply
 
-    async def finish(self, pending: Any) -> Any:
-        """Finish an update whose function turned out to be async."""
-        return await pending
-
     # Watching
 
     def notify(self) -> None:
@@ -589,6 +581,4 @@ def _form(record: Record) -> Form:
 
 def _scalars(schema: Any) -> frozenset[type]:
     """Return the immutable types that need no encoding to be checked against the schema."""
-    if schema is None:
-        return SCALARS
-    return frozenset({schema}) & SCALARS
+    return frozenset(scalar for scalar in SCALARS if schema is None or scalar is schema)

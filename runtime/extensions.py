@@ -10,8 +10,8 @@ The layout: plain MessagePack, and these extension types for the rest.
     13 numpy array   14 numpy scalar         dtype, shape, bytes in C order
     15 an instance of a local class          number in a table in memory, its fields
 
-Nothing here imports, looks up or calls what the data names: a reader is chosen by number from a fixed table, a numpy
-dtype must match a pattern, and a local class is an index into the table of the codec that wrote it.
+Nothing here imports, looks up or calls what the data names: a reader is chosen by number from a fixed table, a
+numpy dtype must match a pattern, and a local class is an index into the table of the codec that wrote it.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class NestingError(ValueError):
 class Tree:
     """Packs and unpacks untyped values; one instance for each level of nested extensions.
 
-    A packer's or decoder's hook has no argument for depth, so each level has hooks of its own, and the chain ends
-    after ``room`` levels: hostile data can't recurse further. Safe to use from several threads.
+    A packer's or decoder's hook has no argument for depth, so each level has hooks of its own, and the chain
+    ends after ``room`` levels: hostile data can't recurse further. Safe to use from several threads.
 
     Args:
         room: how many levels of extensions inside extensions are allowed.
-        adapt: turns a value into another that can be packed; raises `UnsupportedValueError` for what it does not know.
+        adapt: turns a value into another that can be packed; raises `UnsupportedValueError` for others.
         classes: where instances of local classes may be stored; None refuses them.
     """
 
@@ -79,7 +79,7 @@ class Tree:
     def inner(self) -> Tree:
         if self.room <= 0:
             raise NestingError("values are nested too deeply")
-        return Tree(self.room - 1, self.adapt, self.classes)
+        return type(self)(self.room - 1, self.adapt, self.classes)
 
     def pack(self, value: Any) -> bytes:
         """Return ``value`` as MessagePack. A bytearray would become bytes: the caller checks for it."""
@@ -122,7 +122,7 @@ class Tree:
 
 
 class LocalClasses:
-    """The table of the classes whose instances one codec has stored, for states that never leave the process."""
+    """The classes whose instances one codec has stored, for states that never leave the process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -197,7 +197,9 @@ def _write_datetime(value: datetime.datetime, tree: Tree) -> Any:
 
 def _write_time(value: datetime.time, tree: Tree) -> Any:
     if value.tzinfo is not None and value.utcoffset() is None:
-        raise UnsupportedValueError(value, "a time of a zone whose offset depends on the date can't be stored")
+        raise UnsupportedValueError(
+            value, "a time of a zone whose offset depends on the date can't be stored"
+        )
     return msgpack.ExtType(TIME, value.isoformat().encode())
 
 
@@ -226,6 +228,8 @@ def _write_numpy(value: Any, tree: Tree) -> Any:
     if not _DTYPE.fullmatch(name) or value.dtype.fields is not None:
         raise UnsupportedValueError(value, f"a numpy value of dtype {value.dtype} can't be stored")
     code = ARRAY if type(value) is numpy.ndarray else SCALAR
+    if code == SCALAR and value.dtype.kind in "SU":  # numpy drops the zeros at the end of these
+        raise UnsupportedValueError(value)
     return msgpack.ExtType(code, tree.inner.pack([name, list(value.shape), value.tobytes()]))
 
 

@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import sys
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from typing import Any, Protocol
 
 # What runs in the runtime's own tasks starts from an empty context, not from that of whoever happened to wake it.
@@ -35,11 +36,13 @@ class Loop(Protocol):
     """What the runtime needs of an event loop. Times are monotonic seconds of the loop's own clock."""
 
     name: str
+    waiter: Callable[[], Waiter]
+    current_task: Callable[[], Any]
+    time: Callable[[], float]
 
-    def waiter(self) -> Waiter: ...
-    def current_task(self) -> Any: ...
-    def time(self) -> float: ...
-    def start(self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None: ...
+    def start(
+        self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any, context: contextvars.Context | None = None
+    ) -> None: ...
     def call_later(self, delay: float, fn: Callable[..., Any], *args: Any) -> Timer: ...
     def call_threadsafe(self, fn: Callable[..., Any], *args: Any) -> None: ...
     async def checkpoint(self) -> None: ...
@@ -63,12 +66,12 @@ class AsyncioLoop:
         self._tasks: set[asyncio.Task[None]] = set()
         self.waiter: Callable[[], Waiter] = self._loop.create_future
         self.time = self._loop.time
+        self.current_task = _current_task_of(self._loop)
 
-    def current_task(self) -> Any:
-        return asyncio.current_task(self._loop)
-
-    def start(self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        task = self._loop.create_task(fn(*args), context=_BLANK.copy())
+    def start(
+        self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any, context: contextvars.Context | None = None
+    ) -> None:
+        task = self._loop.create_task(fn(*args), context=context or _BLANK.copy())
         self._tasks.add(task)  # asyncio itself keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
 
@@ -96,6 +99,14 @@ class AsyncioLoop:
         return waiter.result()
 
 
+def _current_task_of(loop: asyncio.AbstractEventLoop) -> Callable[[], Any]:
+    """Return `asyncio.current_task` for one loop: before 3.12 it is not in C, and half of a turn's time."""
+    if sys.version_info >= (3, 12):
+        return partial(asyncio.current_task, loop)
+    else:  # noqa: RET505  (so that mypy follows the version)
+        return partial(asyncio.tasks._current_tasks.get, loop)  # type: ignore[attr-defined]
+
+
 class TrioLoop:
     """The running trio loop. Tasks are system tasks: they live until the runtime has waited for them."""
 
@@ -107,15 +118,13 @@ class TrioLoop:
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
         self.time = trio.current_time
+        self.current_task: Callable[[], Any] = trio.lowlevel.current_task
+        self.waiter: Callable[[], Waiter] = partial(_TrioWaiter, trio)
 
-    def waiter(self) -> Waiter:
-        return _TrioWaiter(self._trio)
-
-    def current_task(self) -> Any:
-        return self._trio.lowlevel.current_task()
-
-    def start(self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        self._trio.lowlevel.spawn_system_task(fn, *args, context=_BLANK.copy())
+    def start(
+        self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any, context: contextvars.Context | None = None
+    ) -> None:
+        self._trio.lowlevel.spawn_system_task(fn, *args, context=context or _BLANK.copy())
 
     def call_later(self, delay: float, fn: Callable[..., Any], *args: Any) -> Timer:
         scope = self._trio.CancelScope()

@@ -55,8 +55,7 @@ class Save(Message[int], frozen=True):
     if_version: int | None = None
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
-        seen = ref._seen().get(cell.name) if self.if_version is None else None
-        return cell.put, (*cell.encode(self.state), self.if_version, seen), False
+        return cell.put, (*cell.encode(self.state), self.if_version, ref._guard(self.if_version)), False
 
     def result(self, ref: Ref[Any], reply: Any) -> Any:
         ref._saw(reply)
@@ -71,7 +70,7 @@ class Update(Message[Any], frozen=True):
     default: Any = MISSING
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
-        return cell.apply, (self.fn, self.args, self.default), False
+        return cell.apply_queued, (self.fn, self.args, self.default), False
 
     def result(self, ref: Ref[Any], reply: Any) -> Any:
         state, version = reply

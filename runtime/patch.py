@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import datetime
-import decimal
-import math
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +9,10 @@ import msgspec
 
 from dgents.runtime.codec import Codec
 from dgents.runtime.errors import StateCorruptionError, StateNotFoundError
-from dgents.runtime.extensions import Tree
+from dgents.runtime.shapes import field_names
 
 _CODEC: Codec[Any] = Codec()
+_ABSENT = object()
 
 
 def parse_path(path: str) -> tuple[str, ...]:
@@ -47,7 +43,7 @@ def parse_path(path: str) -> tuple[str, ...]:
 def get_part(tree: Any, path: tuple[str, ...]) -> Any:
     """Return the part of ``tree`` at ``path``; raises `StateNotFoundError` where there is none."""
     for depth in range(len(path)):
-        tree = tree[_key(tree, path, depth)]
+        tree = _get(tree, _key(tree, path, depth))
     return tree
 
 
@@ -58,12 +54,13 @@ def set_part(tree: Any, path: tuple[str, ...], value: Any) -> None:
         StateNotFoundError: there is no such place; ``tree`` is unchanged.
     """
     parent = get_part(tree, path[:-1])
-    parent[_key(parent, path, len(path) - 1, new=True)] = value
+    _set(parent, _key(parent, path, len(path) - 1, new=True), value)
 
 
 def _key(parent: Any, path: tuple[str, ...], depth: int, *, new: bool = False) -> Any:
     """Return the key or index in ``parent`` that the segment at ``depth`` names."""
     segment = path[depth]
+    kind: Any = type(parent)
     number = int(segment) if segment.isdecimal() and len(segment) < 19 else None
     if isinstance(parent, dict):
         if segment in parent:
@@ -75,10 +72,25 @@ def _key(parent: Any, path: tuple[str, ...], depth: int, *, new: bool = False) -
     elif isinstance(parent, list) or (isinstance(parent, tuple) and not new):
         if number is not None and number < len(parent):
             return number
+    elif segment in (field_names(kind) or ()) and hasattr(parent, segment):
+        return segment
     where = ".".join(path[: depth + 1])
-    raise StateNotFoundError(
-        f"the state has no part {where!r}", hint="save the part that holds it first, as a whole"
-    )
+    message = f"the state has no part {where!r}"
+    raise StateNotFoundError(message, hint="save the part that holds it first, as a whole")
+
+
+def _get(parent: Any, key: Any) -> Any:
+    return parent[key] if isinstance(parent, dict | list | tuple) else getattr(parent, key)
+
+
+def _set(parent: Any, key: Any, value: Any) -> None:
+    # A tree is nobody else's: an instance in it may be changed even where its class is frozen.
+    if isinstance(parent, dict | list):
+        parent[key] = value
+    elif isinstance(parent, msgspec.Struct):
+        msgspec.structs.force_setattr(parent, key, value)
+    else:
+        object.__setattr__(parent, key, value)
 
 
 def encode_patch(changes: Mapping[str, Any]) -> bytes:
@@ -109,18 +121,15 @@ def apply_patch(tree: Any, patch: bytes) -> None:
             path = parse_path(text)
             parent = get_part(tree, path[:-1])
             key = _key(parent, path, len(path) - 1, new=True)
-            old = parent[key] if not isinstance(parent, dict) or key in parent else _ABSENT
-            undo.append((parent, key, old))
-            parent[key] = value
-    except Exception as error:
+            is_new = isinstance(parent, dict) and key not in parent
+            undo.append((parent, key, _ABSENT if is_new else _get(parent, key)))
+            _set(parent, key, value)
+    except (StateNotFoundError, ValueError) as error:
         for parent, key, old in reversed(undo):
             if old is _ABSENT:
                 del parent[key]
             else:
-                parent[key] = old
+                _set(parent, key, old)
         if isinstance(error, StateNotFoundError):
             raise
         raise StateCorruptionError(f"a stored change can't be applied: {error}") from error
-
-
-_ABSENT = object()

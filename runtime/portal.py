@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dgents.runtime.seen import Seen, carry
+from dgents.runtime.seen import Seen, current_seen
 
 if TYPE_CHECKING:
     from dgents.runtime.runtime import BaseRuntime
@@ -33,18 +34,18 @@ class Portal:
         if threading.get_ident() == self._runtime.thread:
             raise RuntimeError("portal.call waits, so it can't be used in the runtime's own thread: await the method")
         future: Future[Any] = Future()
-        self._runtime.enter_from_thread(self._run, future, self._seen(), fn, args, kwargs)
+        self._runtime.enter_from_thread(self._context(), self._run, future, fn, args, kwargs)
         return future.result()
 
-    def _seen(self) -> Seen:
-        """Return what this thread has seen: each of its calls runs in a new task."""
-        seen: Seen | None = getattr(self._local, "seen", None)
-        if seen is None:
-            seen = self._local.seen = Seen()
-        return seen
+    def _context(self) -> Context:
+        """Return the context of this thread: each of its calls runs in a new task, but they are one sequence."""
+        context: Context | None = getattr(self._local, "context", None)
+        if context is None:
+            context = self._local.context = Context()
+            context.run(current_seen.set, Seen(self._runtime.loop.current_task))
+        return context
 
-    async def _run(self, future: Future[Any], seen: Seen, fn: Any, args: Any, kwargs: Any) -> None:
-        carry(seen)
+    async def _run(self, future: Future[Any], fn: Any, args: Any, kwargs: Any) -> None:
         try:
             result = fn(*args, **kwargs)
             if hasattr(type(result), "__await__"):
@@ -63,8 +64,11 @@ class SyncProxy:
     __slots__ = ("_portal", "_target")
 
     def __init__(self, portal: Portal, target: Any) -> None:
-        self._portal = portal
-        self._target = target
+        object.__setattr__(self, "_portal", portal)
+        object.__setattr__(self, "_target", target)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._target, name, value)
 
     def __repr__(self) -> str:
         return f"<sync {self._target!r}>"

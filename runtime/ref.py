@@ -13,10 +13,10 @@ from dgents.runtime.errors import AskTimeoutError, StateNotFoundError
 from dgents.runtime.lens import Lens
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.messages import Message
-from dgents.runtime.seen import Seen, seen_by
+from dgents.runtime.seen import Seen, current_seen, seen_by
 from dgents.runtime.tell import Receipt, Sent
 from dgents.runtime.transaction import LeasedView, Transaction
-from dgents.runtime.turns import MISSING, Form, Snapshot
+from dgents.runtime.turns import MISSING, Form, Pending, Snapshot
 from dgents.runtime.watch import Watch
 
 S = TypeVar("S")
@@ -100,8 +100,11 @@ class Ref(Generic[S]):
                 raise cell.not_found()
             else:
                 state = default
-            seen_by(cell.loop.current_task())[cell.name] = at
-            return state
+            seen = current_seen.get()
+            if seen is None or seen.owner() is not cell.loop.current_task():
+                seen = seen_by(cell.loop.current_task())
+            seen[cell.name] = at
+            return state  # type: ignore[no-any-return]
         return await self._load(default, version)
 
     async def _load(self, default: Any, version: int | None) -> S:
@@ -117,7 +120,7 @@ class Ref(Generic[S]):
             return default  # type: ignore[no-any-return]
         if version is None:
             self._saw(form.version)
-        return form.decode(cell.codec)
+        return form.decode(cell.codec)  # type: ignore[no-any-return]
 
     async def _version(self, version: int) -> Form:
         cell = self._live()
@@ -173,9 +176,7 @@ class Ref(Generic[S]):
         """
         cell = self._live()
         value, data = cell.encode(state)
-        seen = None
-        if if_version is None:
-            seen = seen_by(cell.loop.current_task()).get(cell.name)
+        seen = self._guard(if_version)
         if cell.free and request_id is None and get_ident() == cell.thread:
             await self._rest(cell)
         if cell.free and request_id is None and get_ident() == cell.thread:
@@ -215,17 +216,21 @@ class Ref(Generic[S]):
         if cell.free and request_id is None and get_ident() == cell.thread:
             cell.turns += 1
             cell.touched = coop.turn
-            reply = cell.apply(fn, args, default)
-            if type(reply) is tuple:
+            new = cell.apply(fn, args, default)
+            if type(new) is not Pending:
+                version = cell.version
                 if cell.gate is not None:
                     await cell.gate.wait()
             else:  # an async function: it goes on in a task of the runtime's own
-                reply = await cell.call(cell.finish, reply)
+                new, version = await cell.call(cell.finish, new)
         else:
             cell = self._live()
-            reply = await self._ask(cell, request_id, cell.apply, fn, args, default, keeps=True)
-        seen_by(cell.loop.current_task())[cell.name] = reply[1]
-        return reply[0]  # type: ignore[no-any-return]
+            new, version = await self._ask(cell, request_id, cell.apply_queued, fn, args, default, keeps=True)
+        seen = current_seen.get()
+        if seen is None or seen.owner() is not cell.loop.current_task():
+            seen = seen_by(cell.loop.current_task())
+        seen[cell.name] = version
+        return new  # type: ignore[no-any-return]
 
     async def patch(self, changes: Mapping[str, Any], *, request_id: str | None = None) -> int:
         """Set parts of the state, ``{"path.to.field": value}``, in one turn; return the new version.
@@ -291,7 +296,7 @@ class Ref(Generic[S]):
         turn, args, alone = message.turn(self, cell)
         envelope = Envelope(turn, args, cell.loop.waiter(), message, alone=alone)
         with anyio.move_on_after(timeout):
-            return message.result(self, await cell.send(envelope))
+            return message.result(self, await cell.send(envelope))  # type: ignore[no-any-return]
         raise AskTimeoutError(
             f"no reply from {self.name!r} to {type(message).__name__} within {timeout} s",
             actor=self.name,
@@ -309,7 +314,7 @@ class Ref(Generic[S]):
         """
         cell = self._live()
         cell.admit(message, waits=False)
-        turn, args, alone = message.turn(self, cell)
+        turn, args, alone = message.turn(_Blind(cell), cell)
         cell.post(Envelope(turn, args, Receipt(cell, message), message, alone=alone))
         return Sent(cell.loop)
 
@@ -332,8 +337,21 @@ class Ref(Generic[S]):
             cell = self._cell = cell.runtime.current_cell(cell)
         return cell
 
+    def _guard(self, if_version: int | None) -> int | None:
+        """Return the version that a save may overwrite, as far as this task has seen one."""
+        return None if if_version is not None else self._seen().get(self._cell.name)
+
     def _seen(self) -> Seen:
         return seen_by(self._cell.loop.current_task())
 
     def _saw(self, version: int) -> None:
         seen_by(self._cell.loop.current_task()).note(self._cell.name, version)
+
+
+class _Blind(Ref[Any]):
+    """A ref as a `tell` uses it: who waits for no reply has seen nothing, and may overwrite anything."""
+
+    __slots__ = ()
+
+    def _guard(self, if_version: int | None) -> int | None:
+        return None

@@ -40,7 +40,7 @@ class SharedResources:
                     value = self._values[key] = await opener()
                     self._users[key] = 0
         self._users[key] += 1
-        return value  # type: ignore[no-any-return]
+        return value
 
     async def release(self, key: Hashable) -> None:
         """Give it back; the last one to do so closes it."""

@@ -1,95 +1,127 @@
-"""Where a state and its stored form part: the slow walks that name a place, taken only once something is wrong."""
+"""Where a state and its stored form part: slow walks that name the place, once something is wrong."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dgents.runtime.shapes import SCALARS, children, field_names
+import msgpack
 
-_BUFFERS = frozenset({bytearray, memoryview})
+from dgents.runtime.shapes import SCALARS, children, field_names, step
+
+# MessagePack's own packer takes these without a question, and they would come back as something else.
+_FOREIGN = frozenset({bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp})
 
 
-def find_difference(state: Any, stored: Any, path: str = "$") -> str | None:
-    """Return where and how ``stored`` is not what ``state`` is, down to the types; None if it is the same."""
+def find_difference(state: Any, stored: Any, path: str = "$") -> tuple[str, str] | None:
+    """Return where ``stored`` is not what ``state`` is, down to the types, and how; None if it is the same.
+
+    An int in the place of a float counts as the same: the schema says float, and the value is equal.
+    """
     kind = type(state)
     if type(stored) is not kind:
-        return f"{path}: expected {type(stored).__name__}, found {kind.__name__}"
-    if isinstance(state, set | frozenset):
-        return _differing_set(state, stored, path)
-    if isinstance(state, dict | list | tuple) or field_names(kind) is not None:
-        return _differing_part(state, stored, path)
-    if kind.__module__ == "numpy":
-        same = state.dtype == stored.dtype and state.shape == stored.shape and state.tobytes() == stored.tobytes()
-    else:
-        same = bool(state == stored) or (state != state and stored != stored)
-    return None if same else f"{path}: {_short(state)} would come back as {_short(stored)}"
+        if kind is int and type(stored) is float and state == stored:
+            return None
+        return path, f"expected {type(stored).__name__}, found {kind.__name__}"
+    if kind is dict:
+        return _differing_dict(state, stored, path)
+    if kind not in SCALARS:
+        if isinstance(state, set | frozenset):
+            return _differing_set(state, stored, path)
+        if kind is list or kind is tuple or field_names(kind) is not None:
+            return _differing_part(state, stored, path)
+    if _is_same(state, stored):
+        return None
+    return path, f"{_short(state)} would come back as {_short(stored)}"
 
 
-def _differing_part(state: Any, stored: Any, path: str) -> str | None:
+def _is_same(one: Any, other: Any) -> bool:
+    if type(one).__module__ == "numpy":
+        return bool(
+            one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+        )
+    return bool(one == other) or bool(one != one and other != other)
+
+
+def _differing_dict(state: Any, stored: Any, path: str) -> tuple[str, str] | None:
+    # Both are in the order of insertion, which is stored.
+    for (key, part), (stored_key, stored_part) in zip(state.items(), stored.items(), strict=False):
+        if key is not stored_key and find_difference(key, stored_key) is not None:
+            return path + step(key), "the key would change"
+        if (found := find_difference(part, stored_part, path + step(key))) is not None:
+            return found
+    return None if len(state) == len(stored) else (path, "keys would be lost")
+
+
+def _differing_part(state: Any, stored: Any, path: str) -> tuple[str, str] | None:
     before, after = dict(children(state)), dict(children(stored))
     if before.keys() != after.keys():
-        step = min(before.keys() ^ after.keys())
-        what = "would be lost" if step in before else "would be added"
-        return f"{path}{step}: {what}"
-    for step, part in before.items():
-        if (found := find_difference(part, after[step], path + step)) is not None:
+        name = min(before.keys() ^ after.keys())
+        return path + name, "would be lost" if name in before else "would be added"
+    for name, part in before.items():
+        if (found := find_difference(part, after[name], path + name)) is not None:
             return found
     return None
 
 
-def _differing_set(state: Any, stored: Any, path: str) -> str | None:
-    kinds = {(type(item), item) for item in state} ^ {(type(item), item) for item in stored}
-    kinds = {(kind, item) for kind, item in kinds if item == item}
+def _differing_set(state: Any, stored: Any, path: str) -> tuple[str, str] | None:
+    changed = {(type(item), item) for item in state} ^ {(type(item), item) for item in stored}
+    kinds = {kind.__name__ for kind, item in changed if item == item}
     if not kinds and len(state) == len(stored):
         return None
-    return f"{path}: an item of the set would change: {', '.join(sorted(kind.__name__ for kind, _ in kinds))}"
+    return path, f"items of the set would change: {', '.join(sorted(kinds))}"
 
 
-def find_fault(state: Any, culprit: object, max_depth: int) -> tuple[str, str] | None:
-    """Return the path of the first part of ``state`` that can't be stored, and why; None if every part can.
+def find_fault(state: Any, culprit: object, max_depth: int, max_wrapped: int) -> tuple[str, str] | None:
+    """Return the path of the first part of ``state`` that can't be stored, and why; None if none is found.
 
     Args:
-        culprit: the object that was refused, where it is known; its path is then returned with an empty reason.
+        culprit: the object that was refused, where known; its path is returned with an empty reason.
+        max_depth: how many containers may be inside one another.
+        max_wrapped: how many of these may be others than dicts and lists.
     """
     # An explicit stack: the state may be too deep for recursion, which may be what is wrong with it.
-    stack: list[tuple[str, Any, int]] = [("$", state, 0)]
+    stack: list[tuple[str, Any, int, int]] = [("$", state, 0, 0)]
     above: list[int] = []
     while stack:
-        path, value, depth = stack.pop()
+        path, value, depth, wrapped = stack.pop()
         del above[depth:]
         if value is culprit:
             return path, ""
-        if type(value) in _BUFFERS:
-            return path, f"a {type(value).__name__} would come back as bytes; store bytes"
+        if type(value) in _FOREIGN:
+            return path, f"a {type(value).__name__} would not come back as one; store bytes"
         if type(value) in SCALARS:
             continue
         if id(value) in above:
             return path, "the state contains itself"
-        parts = list(children(value))
-        if parts and depth >= max_depth:
+        if depth >= max_depth:
             return path, f"nested more than {max_depth} levels deep"
-        if parts:
-            above.append(id(value))
-            stack.extend((path + step, part, depth + 1) for step, part in reversed(parts))
+        wrapped += type(value) not in {dict, list}
+        if wrapped > max_wrapped:
+            return path, f"more than {max_wrapped} tuples, sets or objects inside one another"
+        above.append(id(value))
+        parts = [(path + name, part, depth + 1, wrapped) for name, part in children(value)]
+        stack.extend(reversed(parts))
     return None
 
 
-def holds_buffer(state: Any) -> bool:
-    """Say whether a bytearray or memoryview is anywhere in ``state``; both would be stored as bytes."""
+def holds_foreign(state: Any) -> bool:
+    """Say whether anywhere in ``state`` is a value that would be packed as something else."""
     stack = [state]
     while stack:
         value = stack.pop()
-        if type(value) in _BUFFERS:
+        kind = type(value)
+        if kind in _FOREIGN:
             return True
-        if type(value) is dict:
-            stack.extend(value.values())
-        elif type(value) in {list, tuple, set, frozenset}:
+        if kind is dict:
             stack.extend(value)
-        elif field_names(type(value)) is not None:
+            stack.extend(value.values())
+        elif kind is list or kind is tuple or kind is set or kind is frozenset:
+            stack.extend(value)
+        elif kind not in SCALARS and field_names(kind) is not None:
             stack.extend(part for _, part in children(value))
     return False
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from contextvars import Context
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TypeVar, cast
 from uuid import uuid4
@@ -338,11 +340,13 @@ class BaseRuntime:
             hint="use rt.portal: `rt.portal.call(ref.load)` waits for the result from any thread",
         )
 
-    def enter_from_thread(self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """Start ``fn(*args)`` in the runtime's thread."""
+    def enter_from_thread(
+        self, context: Context, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any
+    ) -> None:
+        """Start ``fn(*args)`` in the runtime's thread, in a context of the caller's."""
         if self.thread is None or self.closed or os.getpid() != self._pid:
             raise self._closed_error()
-        self.loop.call_threadsafe(self.loop.start, fn, *args)
+        self.loop.call_threadsafe(partial(self.loop.start, fn, *args, context=context))
 
     def pickled_ref(self, name: str) -> tuple[Any, ...]:
         """Return how a ref of this runtime is pickled: by name."""

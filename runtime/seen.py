@@ -8,6 +8,7 @@ a save that would overwrite a version which the task has not seen.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,13 +17,16 @@ MOST_REMEMBERED = 65_536
 
 
 class Seen(dict[Any, Any]):
-    """The versions one task has seen, by actor name; by ``(name, path)`` for a lens."""
+    """The versions one task has seen, by actor name; by ``(name, path)`` for a lens.
+
+    ``owner()`` is the task that it belongs to.
+    """
 
     __slots__ = ("owner",)
 
-    def __init__(self, owner: Any = None) -> None:
+    def __init__(self, owner: Callable[[], Any]) -> None:
         super().__init__()
-        self.owner = None if owner is None else weakref.ref(owner)
+        self.owner = owner
 
     def note(self, key: Any, version: Any) -> None:
         """Remember what was seen last."""
@@ -31,22 +35,16 @@ class Seen(dict[Any, Any]):
             del self[next(iter(self))]
 
 
-_seen: ContextVar[Seen | None] = ContextVar("dgents_seen", default=None)
+current_seen: ContextVar[Seen | None] = ContextVar("dgents_seen", default=None)
 
 
 def seen_by(task: Any) -> Seen:
     """Return what ``task``, the running one, has seen.
 
-    A child task inherits its parent's context, but not what its parent has seen; a portal's thread keeps one `Seen`
-    of its own for all its calls (one without an owner).
+    A child task inherits its parent's context, but not what its parent has seen.
     """
-    seen = _seen.get()
-    if seen is None or (seen.owner is not None and seen.owner() is not task):
-        seen = Seen(task)
-        _seen.set(seen)
+    seen = current_seen.get()
+    if seen is None or seen.owner() is not task:
+        seen = Seen(weakref.ref(task))
+        current_seen.set(seen)
     return seen
-
-
-def carry(seen: Seen) -> None:
-    """Use this `Seen` for the calls of the running context: each call of a thread runs in a new task."""
-    _seen.set(seen)

@@ -32,7 +32,7 @@ def is_pydantic(cls: type) -> bool:
 
 @lru_cache(maxsize=1024)
 def field_names(cls: type) -> tuple[str, ...] | None:
-    """Return the names of the fields of a dataclass, Struct, attrs, Pydantic or NamedTuple class, None for others."""
+    """Return the names of the fields of a class (dataclass, Struct, attrs, Pydantic, NamedTuple), or None."""
     if dataclasses.is_dataclass(cls):
         return tuple(field.name for field in dataclasses.fields(cls))
     if issubclass(cls, msgspec.Struct):
@@ -88,7 +88,7 @@ def unwrap(hint: Any) -> Any:
 
 
 def field_hints(hint: Any) -> dict[str, Any] | None:
-    """Return the type hints of the fields by the names under which they are stored, None if ``hint`` has no fields."""
+    """Return the hints of the fields by the names under which they are stored; None where there are none."""
     cls = typing.get_origin(hint) or hint
     if not isinstance(cls, type):
         return None
@@ -104,18 +104,17 @@ def field_hints(hint: Any) -> dict[str, Any] | None:
     elif issubclass(cls, msgspec.Struct):
         stored = dict(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True))
     elif is_pydantic(cls):
-        stored = {n: f.serialization_alias or f.alias or n for n, f in cls.model_fields.items()}  # type: ignore[attr-defined]
+        model: Any = cls
+        stored = {n: f.serialization_alias or f.alias or n for n, f in model.model_fields.items()}
     else:
         stored = {name: name for name in names or ()}
-    return {
-        under: known.get(hints.get(name, Any), hints.get(name, Any)) for name, under in stored.items()
-    }
+    return {under: known.get(hints.get(name, Any), hints.get(name, Any)) for name, under in stored.items()}
 
 
 def is_exact(hint: Any) -> bool:
     """Say whether msgspec alone keeps the type of every value that fits ``hint``.
 
-    It does not at a place that says ``Any`` or ``list`` without more: there a tuple would come back as a list.
+    It does not at a place that says ``Any`` or ``list`` alone: there a tuple would come back as a list.
     """
     return _exact(hint, set())
 
@@ -239,4 +238,3 @@ def _has_frozen_fields(cls: type) -> bool:
         return hasattr(cls, "_fields")
     parameters: Any = getattr(cls, "__dataclass_params__", None)
     return parameters is not None and bool(parameters.frozen)
-

@@ -8,6 +8,7 @@ Robinson, 1981). A batch that only read is confirmed by one read. So a batch cos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import random
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,7 @@ async def _refreshed(cell: Cell) -> bool:
     return True
 
 
-def _put_back(cell: Cell, batch: list[Envelope], already: Envelope) -> None:
+def _put_back(cell: Cell, batch: Sequence[Envelope], already: Envelope) -> None:
     """Return the other envelopes of a batch to the mailbox, in their order."""
     taken = cell.mailbox.take()
     for envelope in reversed(batch):

@@ -171,7 +171,7 @@ class LeasedView(Generic[S]):
         timer = cell.loop.call_later(self._lease, self._expire, task, hold)
         self._holds[task] = (hold, timer)
         self._expired.discard(task)
-        return default if hold.form is None else hold.form.decode(cell.codec)
+        return default if hold.form is None else hold.form.decode(cell.codec)  # type: ignore[no-any-return]
 
     async def save(self, state: S) -> int:
         """Save the state, give the turn back, and return the new version once it is durable.

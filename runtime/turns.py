@@ -14,12 +14,13 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from dgents.runtime.codec import Codec
 from dgents.runtime.patch import apply_patch, encode_patch, get_part, parse_path, set_part
@@ -34,7 +35,7 @@ from dgents.runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from dgents.runtime.commit import Staged
+    from dgents.runtime.commit import Committer, Staged
 
 S = TypeVar("S")
 
@@ -62,7 +63,7 @@ class Interrupted(Exception):
 
 
 MISSING: Final = _Missing()
-SCALARS: Final = frozenset({int, str, bytes, float, bool, type(None)})
+SCALARS: Final[frozenset[type]] = frozenset({int, str, bytes, float, bool, type(None)})
 Bytes: TypeAlias = bytes | None
 
 
@@ -87,9 +88,9 @@ class Form(msgspec.Struct, frozen=True, gc=False):
 
     value: Any
     data: Bytes
-    version: int
-    epoch: int
-    saved_at: float
+    version: int = 0
+    epoch: int = 0
+    saved_at: float = 0.0
     schema: int | None = None
 
     def decode(self, codec: Codec[S]) -> S:
@@ -103,11 +104,22 @@ class Form(msgspec.Struct, frozen=True, gc=False):
         return Snapshot(self.decode(codec), self.version, self.epoch, datetime.fromtimestamp(self.saved_at, UTC))
 
 
+class Pending:
+    """What an async function will make of ``state``."""
+
+    __slots__ = ("new", "state")
+
+    def __init__(self, new: Awaitable[Any], state: Any) -> None:
+        self.new = new
+        self.state = state
+
+
 class StateTurns:
     """A state in memory and the turns on it."""
 
     __slots__ = (
         "codec",
+        "committer",
         "data",
         "deltas",
         "earlier",
@@ -130,6 +142,8 @@ class StateTurns:
     keep: int  # how many earlier versions are kept in memory: 0 for a state that is stored
     deltas: bool
     gate: Staged | None
+    committer: Committer | None
+    watchers: Any
 
     def clear(self) -> None:
         """Forget the state: nothing is saved, or it is not in memory."""
@@ -139,7 +153,7 @@ class StateTurns:
         self.version = 0
         self.epoch = 0
         self.saved_at = 0.0
-        self.earlier: deque[Form] | None = None
+        self.earlier: deque[Any] | None = None
         self.requests: dict[str, Request] | None = None
 
     # Reading
@@ -173,7 +187,12 @@ class StateTurns:
 
     def forms(self, limit: int | None = None) -> list[Form]:
         """Return the versions that are kept in memory, oldest first."""
-        forms = [form for form in self.earlier or () if form.value is not MISSING or form.data is not None]
+        first = self.version - len(self.earlier or ())
+        kept = [
+            replace(form, version=version) if type(form) is Form else Form(form, None, version)
+            for version, form in enumerate(self.earlier or (), first)
+        ]
+        forms = [form for form in kept if form.data is not None or form.value is not MISSING]
         if not self.absent:
             forms.append(self.form())
         return forms if limit is None else forms[max(len(forms) - limit, 0) :]
@@ -222,25 +241,31 @@ class StateTurns:
         return self.version
 
     def apply(self, fn: Callable[..., Any], args: tuple[Any, ...], default: Any = MISSING) -> Any:
-        """Save what ``fn`` makes of the state; return the new state and its version.
-
-        An async ``fn`` gives a coroutine of the same.
-        """
+        """Save what ``fn`` makes of the state and return the new state; a `Pending` of it if ``fn`` is async."""
         state = self.value
         if state is MISSING:
             state = default if default is not MISSING and self.absent else self.current()
         new = fn(state, *args)
         if type(new) in self.scalars and (new is not None or state is None):
             self.accept(new, None)
-            return new, self.version
+            return new
         if hasattr(type(new), "__await__"):
-            return self._apply_async(new, state)
-        return self._finish(new, state)
+            return Pending(new, state)
+        self._accept_new(new, state)
+        return new
 
-    async def _apply_async(self, pending: Any, state: Any) -> tuple[Any, int]:
-        return self._finish(await pending, state)
+    def apply_queued(self, fn: Callable[..., Any], args: tuple[Any, ...], default: Any = MISSING) -> Any:
+        """Do the same for a queued message: the reply is the new state and its version, or a coroutine of both."""
+        new = self.apply(fn, args, default)
+        return self.finish(new) if type(new) is Pending else (new, self.version)
 
-    def _finish(self, new: Any, state: Any) -> tuple[Any, int]:
+    async def finish(self, pending: Pending) -> tuple[Any, int]:
+        """Finish an update whose function is async; the turn goes on until it is done."""
+        new = await pending.new
+        self._accept_new(new, pending.state)
+        return new, self.version
+
+    def _accept_new(self, new: Any, state: Any) -> None:
         if new is None and state is not None and not self.codec.is_immutable(state):
             raise StateSerializationError(
                 f"update of {self.name!r} refused: the function returned None",
@@ -248,7 +273,6 @@ class StateTurns:
                 hint="return the new state (a function that changes its argument in place must return it too)",
             )
         self.accept(*self.encode(new))
-        return new, self.version
 
     def delete(self) -> None:
         """Delete the state: the next version is a tombstone."""
@@ -320,20 +344,31 @@ class StateTurns:
 
     def accept(self, value: Any, data: Bytes, *, tree: Any = MISSING, delta: Bytes = None) -> None:
         """Make this the current state, one version on."""
-        if self.keep and (self.value is not MISSING or self.data is not None):
+        if self.keep:
             self._remember()
         self.value = value
         self.data = data
         self.tree = tree
         self.version += 1
         self.saved_at = time()
-        self.persist(delta)
+        if self.committer is not None:
+            self.persist(delta)
+        elif self.watchers:
+            self.notify()
 
     def persist(self, delta: Bytes) -> None:
-        """Hand the new version on (to its store, to those who watch)."""
+        """Hand the new version on to the store."""
+        raise NotImplementedError
+
+    def notify(self) -> None:
+        """Tell those who watch that there is a newer version."""
         raise NotImplementedError
 
     def _remember(self) -> None:
-        if self.earlier is None:
-            self.earlier = deque(maxlen=self.keep)
-        self.earlier.append(Form(self.value, self.data, self.version, self.epoch, self.saved_at))
+        """Keep the version that is about to be replaced: its value, or its encoded data in a `Form`."""
+        earlier = self.earlier
+        if earlier is None:
+            if self.absent and not self.version:
+                return
+            earlier = self.earlier = deque(maxlen=self.keep)
+        earlier.append(self.value if self.data is None else Form(MISSING, self.data))

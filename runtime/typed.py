@@ -48,7 +48,7 @@ class Converter:
         return {step[1:]: part for step, part in children(value)}
 
     def convert(self, tree: Any) -> Any:
-        """Return the state that ``tree`` describes; raises `msgspec.ValidationError` where it does not fit."""
+        """Return the state that ``tree`` describes; raises `ValidationError` where it does not fit."""
         return msgspec.convert(tree, self.schema, dec_hook=_fit)
 
     def _extend(self, value: Any) -> Any:
@@ -84,7 +84,9 @@ def classes_of(schema: Any) -> frozenset[type]:
         if str(hint) + str(id(hint)) in seen:
             continue
         seen.add(str(hint) + str(id(hint)))
-        waiting.extend(part for part in typing.get_args(hint) if typing.get_origin(hint) is not typing.Literal)
+        waiting.extend(
+            part for part in typing.get_args(hint) if typing.get_origin(hint) is not typing.Literal
+        )
         cls = typing.get_origin(hint) or hint
         if not isinstance(cls, type):
             continue
