@@ -52,7 +52,7 @@ class Bounds:
             NestingError: it is nested too deeply.
             ValueError: it is no MessagePack.
         """
-        unpacker = msgpack.Unpacker(read_size=4096, max_buffer_size=len(data) + _STACK)
+        unpacker = msgpack.Unpacker(read_size=_STACK, max_buffer_size=len(data) + _STACK)
         unpacker.feed(self._spine)
         unpacker.feed(data)
         try:

@@ -10,7 +10,7 @@ The layout: plain MessagePack, and these extension types for the rest.
     13 numpy array   14 numpy scalar         dtype, shape, bytes in C order
     15 an instance of a local class          number in a table in memory, its fields
 
-Nothing here imports, looks up or calls what the data names: a reader is chosen by number from a fixed table, a
+Nothing here imports, looks up or calls what the data names: a reader is chosen by number in a fixed table, a
 numpy dtype must match a pattern, and a local class is an index into the table of the codec that wrote it.
 """
 

@@ -71,7 +71,7 @@ class AsyncioLoop:
     def start(
         self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any, context: contextvars.Context | None = None
     ) -> None:
-        task = self._loop.create_task(fn(*args), context=context or _BLANK.copy())
+        task = self._loop.create_task(fn(*args), context=_BLANK.copy() if context is None else context)
         self._tasks.add(task)  # asyncio itself keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
 
@@ -124,7 +124,7 @@ class TrioLoop:
     def start(
         self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any, context: contextvars.Context | None = None
     ) -> None:
-        self._trio.lowlevel.spawn_system_task(fn, *args, context=context or _BLANK.copy())
+        self._trio.lowlevel.spawn_system_task(fn, *args, context=_BLANK.copy() if context is None else context)
 
     def call_later(self, delay: float, fn: Callable[..., Any], *args: Any) -> Timer:
         scope = self._trio.CancelScope()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dgents.runtime.seen import Seen, current_seen
+from dgents.runtime.seen import Seen
 
 if TYPE_CHECKING:
     from dgents.runtime.runtime import BaseRuntime
@@ -34,7 +34,8 @@ class Portal:
         if threading.get_ident() == self._runtime.thread:
             raise RuntimeError("portal.call waits, so it can't be used in the runtime's own thread: await the method")
         future: Future[Any] = Future()
-        self._runtime.enter_from_thread(self._context(), self._run, future, fn, args, kwargs)
+        context = self._context()
+        self._runtime.enter_from_thread(context, self._run, future, self._local.seen, fn, args, kwargs)
         return future.result()
 
     def _context(self) -> Context:
@@ -42,14 +43,15 @@ class Portal:
         context: Context | None = getattr(self._local, "context", None)
         if context is None:
             context = self._local.context = Context()
-            context.run(current_seen.set, Seen(self._runtime.loop.current_task))
+            self._local.seen = Seen()
         return context
 
-    async def _run(self, future: Future[Any], fn: Any, args: Any, kwargs: Any) -> None:
+    async def _run(self, future: Future[Any], seen: Seen, fn: Any, args: Any, kwargs: Any) -> None:
         try:
-            result = fn(*args, **kwargs)
-            if hasattr(type(result), "__await__"):
-                result = await result
+            with self._runtime.coop.seen.lent(self._runtime.loop.current_task(), seen):
+                result = fn(*args, **kwargs)
+                if hasattr(type(result), "__await__"):
+                    result = await result
         except BaseException as error:
             future.set_exception(error)
             if not isinstance(error, Exception):

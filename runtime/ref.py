@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from _thread import get_ident
 from collections.abc import AsyncIterator, Callable, Mapping
+from time import time
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -13,7 +14,7 @@ from dgents.runtime.errors import AskTimeoutError, StateNotFoundError
 from dgents.runtime.lens import Lens
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.messages import Message
-from dgents.runtime.seen import Seen, current_seen, seen_by
+from dgents.runtime.seen import Seen
 from dgents.runtime.tell import Receipt, Sent
 from dgents.runtime.transaction import LeasedView, Transaction
 from dgents.runtime.turns import MISSING, Form, Pending, Snapshot
@@ -80,12 +81,12 @@ class Ref(Generic[S]):
         """
         cell = self._cell
         coop = cell.coop
-        coop.turn += 1
-        if not coop.turn & _MASK:
+        coop.turn = turn = coop.turn + 1
+        if not turn & _MASK:
             await cell.loop.checkpoint()
         if cell.free and version is None and get_ident() == cell.thread:
             cell.turns += 1
-            cell.touched = coop.turn
+            cell.touched = turn
             at, state, data = cell.version, cell.value, cell.data
             if state is not MISSING:
                 if cell.gate is not None:
@@ -94,15 +95,11 @@ class Ref(Generic[S]):
                 if cell.gate is not None:
                     await cell.gate.wait()
                 state = cell.codec.decode(data)
-            elif cell.tree is not MISSING:
+            else:  # nothing saved, or changed by a patch and not encoded since
                 return await self._load(default, None)
-            elif default is MISSING:
-                raise cell.not_found()
-            else:
-                state = default
-            seen = current_seen.get()
-            if seen is None or seen.owner() is not cell.loop.current_task():
-                seen = seen_by(cell.loop.current_task())
+            seen = coop.seen.get(id(cell.loop.current_task()))
+            if seen is None:
+                seen = self._seen()
             seen[cell.name] = at
             return state  # type: ignore[no-any-return]
         return await self._load(default, version)
@@ -210,13 +207,27 @@ class Ref(Generic[S]):
         """
         cell = self._cell
         coop = cell.coop
-        coop.turn += 1
-        if not coop.turn & _MASK:
+        coop.turn = turn = coop.turn + 1
+        if not turn & _MASK:
             await cell.loop.checkpoint()
         if cell.free and request_id is None and get_ident() == cell.thread:
             cell.turns += 1
-            cell.touched = coop.turn
-            new = cell.apply(fn, args, default)
+            cell.touched = turn
+            state = cell.value
+            if state is not MISSING and cell.earlier is not None and cell.data is None:
+                # A number or a string in memory, the hottest path of all: `apply` and `accept`, in line.
+                new = fn(state, *args)
+                if new is not None and type(new) in cell.scalars:
+                    cell.earlier.append(state)
+                    cell.value = new
+                    cell.version += 1
+                    cell.saved_at = time()
+                    if cell.watchers:
+                        cell.notify()
+                else:
+                    new = cell.apply_result(new, state)
+            else:
+                new = cell.apply(fn, args, default)
             if type(new) is not Pending:
                 version = cell.version
                 if cell.gate is not None:
@@ -226,9 +237,9 @@ class Ref(Generic[S]):
         else:
             cell = self._live()
             new, version = await self._ask(cell, request_id, cell.apply_queued, fn, args, default, keeps=True)
-        seen = current_seen.get()
-        if seen is None or seen.owner() is not cell.loop.current_task():
-            seen = seen_by(cell.loop.current_task())
+        seen = coop.seen.get(id(cell.loop.current_task()))
+        if seen is None:
+            seen = self._seen()
         seen[cell.name] = version
         return new  # type: ignore[no-any-return]
 
@@ -249,7 +260,7 @@ class Ref(Generic[S]):
         """Delete the state; what was never saved may be deleted too. Versions go on from where they were."""
         cell = self._live()
         await self._ask(cell, request_id, cell.delete)
-        seen_by(cell.loop.current_task()).pop(cell.name, None)
+        self._seen().pop(cell.name, None)
 
     async def flush(self) -> None:
         """Return when everything acknowledged is in the backend."""
@@ -342,10 +353,10 @@ class Ref(Generic[S]):
         return None if if_version is not None else self._seen().get(self._cell.name)
 
     def _seen(self) -> Seen:
-        return seen_by(self._cell.loop.current_task())
+        return self._cell.coop.seen.of(self._cell.loop.current_task())
 
     def _saw(self, version: int) -> None:
-        seen_by(self._cell.loop.current_task()).note(self._cell.name, version)
+        self._seen().note(self._cell.name, version)
 
 
 class _Blind(Ref[Any]):

@@ -104,22 +104,31 @@ def find_fault(state: Any, culprit: object, max_depth: int, max_wrapped: int) ->
     return None
 
 
-def holds_foreign(state: Any) -> bool:
-    """Say whether anywhere in ``state`` is a value that would be packed as something else."""
-    stack = [state]
-    while stack:
-        value = stack.pop()
-        kind = type(value)
-        if kind in _FOREIGN:
-            return True
-        if kind is dict:
-            stack.extend(value)
-            stack.extend(value.values())
-        elif kind is list or kind is tuple or kind is set or kind is frozenset:
-            stack.extend(value)
-        elif kind not in SCALARS and field_names(kind) is not None:
-            stack.extend(part for _, part in children(value))
-    return False
+def check_parts(state: Any, max_depth: int) -> None:
+    """Refuse what packing takes without a question, level by level: foreign values, and too many levels.
+
+    Raises:
+        TypeError: somewhere in ``state`` is a value that would be packed as something else.
+        ValueError: ``state`` is nested too deeply.
+    """
+    level = [state]
+    for _ in range(max_depth + 1):
+        inner: list[Any] = []
+        for value in level:
+            kind: Any = type(value)
+            if kind in _FOREIGN:
+                raise TypeError(f"a {kind.__name__} would not come back as one")
+            if kind is dict:
+                inner.extend(value)
+                inner.extend(value.values())
+            elif kind is list or kind is tuple or kind is set or kind is frozenset:
+                inner.extend(value)
+            elif kind not in SCALARS and field_names(kind) is not None:
+                inner.extend(part for _, part in children(value))
+        if not inner:
+            return
+        level = inner
+    raise ValueError(f"nested more than {max_depth} levels deep")
 
 
 def _short(value: Any) -> str:

@@ -26,6 +26,7 @@ from dgents.runtime.loops import Loop, running_loop
 from dgents.runtime.portal import Portal
 from dgents.runtime.ref import Ref
 from dgents.runtime.resources import SharedResources
+from dgents.runtime.seen import SeenByTask
 from dgents.runtime.stats import ActorStats, stats_of
 from dgents.runtime.virtual import Family
 
@@ -38,12 +39,14 @@ _born_here: WeakSet[BaseRuntime] = WeakSet()
 
 
 class Coop:
-    """Counts the turns of a runtime: the cooperative budget, and the clock by which recency is told."""
+    """What the turns of a runtime have in common: their count (the cooperative budget, and the clock by which recency
+    is told), and what each task has seen."""
 
-    __slots__ = ("turn",)
+    __slots__ = ("seen", "turn")
 
     def __init__(self) -> None:
         self.turn = 0
+        self.seen = SeenByTask()
 
 
 class BaseRuntime:

@@ -1,15 +1,15 @@
 """What each task has seen: the versions that it loaded, so that a stale ``save`` can be refused.
 
 `state = await ref.load(); ...; await ref.save(new)` loses updates under a lock per message. Here the version that a
-task last loaded of each actor is remembered, in a context variable that dies with the task, and the actor refuses
-a save that would overwrite a version which the task has not seen.
+task last saw of each actor is remembered for as long as the task lives, and the actor refuses a save that would
+overwrite a version which the task has not seen.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # One task may hold this many remembered versions; the oldest are forgotten first, and then count as never loaded.
@@ -17,16 +17,9 @@ MOST_REMEMBERED = 65_536
 
 
 class Seen(dict[Any, Any]):
-    """The versions one task has seen, by actor name; by ``(name, path)`` for a lens.
+    """The versions one task has seen, by actor name; by ``(name, path)`` for a lens."""
 
-    ``owner()`` is the task that it belongs to.
-    """
-
-    __slots__ = ("owner",)
-
-    def __init__(self, owner: Callable[[], Any]) -> None:
-        super().__init__()
-        self.owner = owner
+    __slots__ = ("_task",)
 
     def note(self, key: Any, version: Any) -> None:
         """Remember what was seen last."""
@@ -35,16 +28,26 @@ class Seen(dict[Any, Any]):
             del self[next(iter(self))]
 
 
-current_seen: ContextVar[Seen | None] = ContextVar("dgents_seen", default=None)
+class SeenByTask(dict[int, Seen]):
+    """What each living task has seen, by ``id(task)``: an entry leaves with its task, before the id is used again.
 
-
-def seen_by(task: Any) -> Seen:
-    """Return what ``task``, the running one, has seen.
-
-    A child task inherits its parent's context, but not what its parent has seen.
+    A dictionary rather than a context variable: a child task inherits its parent's context, but not what it has seen.
     """
-    seen = current_seen.get()
-    if seen is None or seen.owner() is not task:
-        seen = Seen(weakref.ref(task))
-        current_seen.set(seen)
-    return seen
+
+    def of(self, task: Any) -> Seen:
+        """Return what ``task`` has seen."""
+        key = id(task)
+        seen = self.get(key)
+        if seen is None:
+            seen = self[key] = Seen()
+            seen._task = weakref.ref(task, lambda _: self.pop(key, None))
+        return seen
+
+    @contextmanager
+    def lent(self, task: Any, seen: Seen) -> Iterator[None]:
+        """Let ``task`` see what a thread has seen: each call from a thread runs in a new task."""
+        self[id(task)] = seen
+        try:
+            yield
+        finally:
+            self.pop(id(task), None)

@@ -245,7 +245,10 @@ class StateTurns:
         state = self.value
         if state is MISSING:
             state = default if default is not MISSING and self.absent else self.current()
-        new = fn(state, *args)
+        return self.apply_result(fn(state, *args), state)
+
+    def apply_result(self, new: Any, state: Any) -> Any:
+        """Save what a function made of ``state``."""
         if type(new) in self.scalars and (new is not None or state is None):
             self.accept(new, None)
             return new
