@@ -10,8 +10,9 @@ Example:
     1
 """
 
-#from dgents.backends.file import PersistentAgent
-#from dgents.backends.sql import SQLAgent
+# from dgents.backends.file import PersistentAgent
+from dgents.backends.file import PersistentAgent
+from dgents.backends.sql import SQLAgent
 from dgents.backends.volatile import VolatileAgent
 from dgents.runtime.errors import (
     ActorError,
@@ -42,8 +43,12 @@ from dgents.runtime.stats import ActorStats
 from dgents.runtime.symbiont import Symbiont
 from dgents.runtime.transaction import Transaction
 from dgents.runtime.turns import Snapshot
+from dgents.supervisors.cached import CachedAgent
+from dgents.supervisors.entropy import EntropyConstrainedAgent
 from dgents.supervisors.policy import Backoff
 from dgents.supervisors.runtime import Runtime, open_sync
+from dgents.supervisors.tree import Supervisor
+from dgents.supervisors.write_behind import Flush
 
 __all__ = [
     "ActorError",
@@ -51,10 +56,13 @@ __all__ = [
     "ActorStoppedError",
     "AskTimeoutError",
     "Backoff",
+    "CachedAgent",
     "DeadlockError",
     "Delete",
     "DgentError",
+    "EntropyConstrainedAgent",
     "Event",
+    "Flush",
     "History",
     "LeaseExpiredError",
     "Lens",
@@ -78,6 +86,7 @@ __all__ = [
     "StateSerializationError",
     "StateTooLargeError",
     "StorageError",
+    "Supervisor",
     "Symbiont",
     "Transaction",
     "UnsupportedOperationError",

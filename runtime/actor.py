@@ -80,19 +80,23 @@ class Cell(StateTurns):
         "agent",
         "backend",
         "batch",
+        "behind",
         "coop",
+        "depth",
         "draining",
         "error",
-        "fresh",
+        "fails_fast",
         "free",
+        "fresh",
         "in_doubt",
+        "limit",
         "loop",
         "mailbox",
         "on_idle",
         "phase",
         "restarts",
-        "settling",
         "runtime",
+        "settling",
         "stopped",
         "stopping",
         "supervision",
@@ -103,7 +107,7 @@ class Cell(StateTurns):
         "virtual",
     )
 
-    def __init__(self, runtime: BaseRuntime, name: str, agent: Agent | None) -> None:
+    def __init__(self, runtime: BaseRuntime, name: str, agent: Agent) -> None:
         self.runtime = runtime
         self.loop = runtime.loop
         self.thread = runtime.thread
@@ -123,8 +127,13 @@ class Cell(StateTurns):
         self.error: BaseException | None = None
         self.turn: TurnInProgress | None = None
         self.supervision: Any = None
+        self.depth = 0  # of its supervisor in the tree
+        self.fails_fast = False  # refuses messages during a restart, instead of queueing them
         self.watchers: Any = None
+        self.observed = False
         self.virtual = False  # wakes again with the next message
+        self.behind: Any = None  # write-behind: what is acknowledged and not stored yet
+        self.limit: tuple[int, float] | None = None  # bytes, and the budget that they come from
         self.batch: Sequence[Envelope] = ()  # shared: the turns being tried
         self.fresh = False  # shared: the state in memory is the newest that we know of
         self.turns = 0
@@ -134,31 +143,42 @@ class Cell(StateTurns):
         self.gate = None
         self.keep = 0
         self.deltas = False
+        self.codec = runtime.codec(agent)
+        self.scalars = frozenset()
         self.clear()
 
     # Starting and stopping
 
     async def start(self) -> None:
         """Make the backend and open it: the actor owns its state from here on."""
-        assert self.agent is not None
-        self.codec = self.runtime.codec(self.agent, self.name)
         self.backend = self.agent.backend(self.name, self.runtime.resources)
-        self.adopt(await self.backend.open())
-        initial = getattr(self.agent, "initial", MISSING)
-        if initial is not MISSING and self.version == 0 and self.absent:
-            self.value, self.data = self.encode(initial)
+        size_limit = getattr(self.agent, "size_limit", None)
+        self.limit = size_limit(self.depth) if size_limit is not None else None
+        opened = await self.backend.open()
+        attach = getattr(self.backend, "attach", None)
+        if attach is not None:
+            self.behind = attach(self)
+            self.observed = True
+        self.adopt(opened)
         self.phase = Phase.RUNNING
 
     def adopt(self, opened: Opened) -> None:
         """Take over what the backend found."""
-        store = self.backend.store
+        store = self.backend.store if self.behind is None or self.behind.journaled else None
         self.committer = self.runtime.committer(store) if store is not None else None
         self.deltas = self.backend.deltas
         self.keep = max(self.backend.max_history - 1, 0) if store is None else 0
-        self.scalars = _scalars(getattr(self.agent, "schema", None)) if store is None else frozenset()
+        self.scalars = (
+            _scalars(getattr(self.agent, "schema", None)) if store is None and self.limit is None else frozenset()
+        )
         self.clear()
         self.adopt_record(opened.record)
         self.epoch = opened.epoch
+        if self.behind is not None:
+            self.backend.replay(self)  # type: ignore[attr-defined]
+        initial = getattr(self.agent, "initial", MISSING)
+        if initial is not MISSING and self.version == 0:
+            self.value, self.data = self.encode(initial)
 
     def adopt_record(self, record: Record | None) -> None:
         """Make a stored version the state in memory."""
@@ -205,6 +225,17 @@ class Cell(StateTurns):
         self.stopping.__cause__ = error
         for envelope in iter(self.mailbox.take, None):
             envelope.waiter.set_result(Failure(self.stopping))
+
+    def stop_after(self, error: BaseException | None) -> None:
+        """Stop because the supervisor gave up after ``error``: nothing more is taken, what waits is answered."""
+        self.kill(error or StorageError(f"{self.name!r} was stopped by its supervisor", actor=self.name))
+        self.wake()
+
+    def describe(self) -> str:
+        """Return the actor in a line, for the tree."""
+        return f"{self.name} [{type(self.agent).__name__}] {self.phase.value}, version {self.version}, {self.turns} turns" + (
+            f", {self.restarts} restarts" if self.restarts else ""
+        )
 
     def abandon(self, seconds: float) -> None:
         """The runtime can wait no longer: answer everybody, with the truth."""
@@ -258,6 +289,13 @@ class Cell(StateTurns):
         self.runtime.check_thread()
         if self.stopping is not None:
             self.refuse()
+        if self.fails_fast and self.phase is Phase.RESTARTING:
+            raise StorageError(
+                f"actor {self.name!r} is being restarted after: {self.error}",
+                actor=self.name,
+                outcome="not_started",
+                hint="try again, or spawn it with while_restarting='wait'",
+            )
         if self.mailbox.full and (not waits or self.runtime.overflow == "reject"):
             raise MailboxFullError(
                 f"the mailbox of {self.name!r} is full ({len(self.mailbox)} of {self.mailbox.limit} messages)",
@@ -326,6 +364,8 @@ class Cell(StateTurns):
             await self.take_turn(envelope)
         elif self.gate is not None and (self.stopping is not None or self.on_idle is not None):
             await self.settled()
+        elif self.behind is not None and self.behind.count and (self.stopping is not None or self.on_idle is not None):
+            await self.behind.flush()
         elif self.stopping is not None:
             await self._end(None)
             return False
@@ -395,16 +435,21 @@ class Cell(StateTurns):
         gate = self.gate
         if gate is None or not gate.gathering:
             self.gate = gate = Staged(self)
-            gate.records.append(record)
+            gate.add(record)
             if self.phase is Phase.RESTARTING:
                 self.in_doubt = [*self.in_doubt, gate]
             elif not self.is_shared:
                 self.committer.submit(gate)
         else:
-            gate.records.append(record)
+            gate.add(record)
 
     def settle(self, staged: Staged, refusal: DgentError | None) -> None:
         """Take note of what became of a commit."""
+        if self.behind is not None:
+            if self.behind.settled(staged, refusal):
+                return
+            if refusal is None:
+                self.behind.acknowledge(staged)
         if refusal is None:
             staged.open()
             if self.watchers:
@@ -431,6 +476,8 @@ class Cell(StateTurns):
     def doubt(self, staged: Staged, error: DgentError) -> None:
         """A commit failed: nobody is answered before what is durable has been found out."""
         assert self.committer is not None
+        if self.behind is not None and self.behind.settled(staged, error):
+            return
         staged.gathering = False
         later = self.committer.withdraw(self)
         if later is not None:
@@ -470,6 +517,8 @@ class Cell(StateTurns):
         await self.settled()
         if self.phase is Phase.RESTARTING:
             raise Interrupted
+        if self.behind is not None:
+            await self.behind.flush()
 
     async def settled(self) -> None:
         """Wait until no commit of this actor is under way: all is durable, or in doubt."""
@@ -492,16 +541,21 @@ class Cell(StateTurns):
 
     async def history(self, limit: int | None) -> list[Form]:
         """Return the kept versions, oldest first."""
-        if self.committer is None:
+        if self.backend.store is None:
             return self.forms(limit)
         await self.flush()
         records = await self.reading(self.backend.history(limit))
         return [_form(record) for record in records if record.data is not None]
 
+    async def from_backend(self, operation: str, *args: Any) -> Any:
+        """Run an operation that only this kind of backend has, after all earlier writes are durable."""
+        await self.flush()
+        return await self.reading(getattr(self.backend, operation)(*args))
+
     async def once(self, request_id: str, turn: Callable[..., Any], args: tuple[Any, ...], keeps: bool) -> Any:
         """Run a turn unless ``request_id`` was applied before; then answer as the first time."""
         if self.requests is None:
-            stored = await self.reading(self.backend.requests()) if self.committer is not None else []
+            stored = await self.reading(self.backend.requests())
             self.requests = {request.id: request for request in stored}
         known = self.requests.get(request_id)
         if known is not None:
@@ -518,9 +572,18 @@ class Cell(StateTurns):
             del self.requests[next(iter(self.requests))]
         if self.gate is not None:
             self.gate.requests.append(request)
+        elif self.behind is not None:
+            self.behind.requests.append(request)
         return reply
 
     # Watching
+
+    def changed(self) -> None:
+        """Take note of a new version that waits for no store."""
+        if self.behind is not None:
+            self.behind.mark()
+        if self.watchers:
+            self.notify()
 
     def notify(self) -> None:
         """Tell the watchers that there is a newer version."""

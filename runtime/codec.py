@@ -207,9 +207,7 @@ class Codec(Generic[S]):
                 hint = part_hint(hint, segment)
             except KeyError:
                 where = ".".join(path[: depth + 1])
-                message = (
-                    f"the state{self._of()} can't have a part {where!r}: its schema has no {segment!r} there"
-                )
+                message = f"the state{self._of()} can't have a part {where!r}: its schema has no {segment!r} there"
                 raise StateNotFoundError(message, actor=self.actor) from None
         return self._part(path, hint)
 
@@ -254,11 +252,7 @@ class Codec(Generic[S]):
         cls: Any = type(culprit)
         if self._converter is None and (field_names(cls) or isinstance(culprit, enum.Enum)):
             name = cls.__name__
-            hint = (
-                f"give the agent schema={name}"
-                if path == "$"
-                else f"give the agent a schema with {name} there"
-            )
+            hint = f"give the agent schema={name}" if path == "$" else f"give the agent a schema with {name} there"
         return self._unstorable(path, found or reason, hint)
 
     def _unstorable(self, path: str, reason: str, hint: str | None = None) -> StateSerializationError:

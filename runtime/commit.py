@@ -28,7 +28,7 @@ from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from dgents.runtime.contract import Record, Request, Store, Write
+from dgents.runtime.contract import Backend, Record, Request, Store, Write
 from dgents.runtime.errors import DgentError, StorageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     from dgents.runtime.loops import Loop, Waiter
 
 _LATENCIES_KEPT = 512
+
+
+def innermost(backend: Backend) -> Backend:
+    """Return the backend inside all wrappers: the one that its store knows."""
+    while (inner := getattr(backend, "inner", None)) is not None:
+        backend = inner
+    return backend
 
 
 class Failure:
@@ -50,10 +57,21 @@ class Failure:
 class Staged:
     """The records of one actor in one batch, and who waits until they are durable."""
 
-    __slots__ = ("_replies", "_waiters", "cell", "error", "gathering", "is_open", "records", "requests")
+    __slots__ = (
+        "_replies",
+        "_waiters",
+        "base",
+        "cell",
+        "error",
+        "gathering",
+        "is_open",
+        "records",
+        "requests",
+    )
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
+        self.base = 0  # the version that these follow
         self.records: list[Record] = []
         self.requests: list[Request] = []
         self.gathering = True
@@ -62,10 +80,11 @@ class Staged:
         self._waiters: list[Waiter] = []
         self._replies: list[tuple[Waiter, Any]] = []
 
-    @property
-    def base(self) -> int:
-        """The version that the first record follows."""
-        return self.records[0].version - 1
+    def add(self, record: Record) -> None:
+        """Append the next version."""
+        if not self.records:
+            self.base = record.version - 1
+        self.records.append(record)
 
     @property
     def last(self) -> int:
@@ -75,7 +94,7 @@ class Staged:
     def write(self) -> Write:
         """Return what the store is to commit."""
         self.gathering = False
-        return Write(self.cell.backend, self.base, self.records, self.requests)
+        return Write(innermost(self.cell.backend), self.base, self.records, self.requests, self.cell.name)
 
     async def wait(self) -> None:
         """Return when the records are durable, or raise what became of them."""

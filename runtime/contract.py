@@ -55,14 +55,17 @@ class Opened(msgspec.Struct):
 class Write(msgspec.Struct):
     """What one actor hands to its store in one batch.
 
-    Invariants: ``records`` is not empty, oldest first, versions consecutive, starting at ``base + 1``. A store keeps
-    the newest ``backend.max_history`` of them and may skip the others. ``requests`` are stored in the same atomic step.
+    Invariants: ``records`` is not empty, oldest first, versions consecutive; the first is ``base + 1``, or later if the
+    bound of the history would drop the ones before it. A store keeps the newest ``backend.max_history`` of them and may
+    skip the others. ``requests`` are stored in the same atomic step. ``backend`` is the innermost one, of the store's
+    own kind.
     """
 
     backend: Backend
     base: int
     records: list[Record]
     requests: list[Request]
+    actor: str = ""
 
 
 class Store(Protocol):

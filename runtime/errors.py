@@ -55,8 +55,6 @@ def _rebuild(cls: type[DgentError], message: str, fields: dict[str, Any]) -> Dge
     return error
 
 
-
-
 class StateError(DgentError):
     """Something is wrong with a state, or with what was asked of it. Nothing was changed."""
 
@@ -123,8 +121,6 @@ class UnsupportedOperationError(StateError, NotImplementedError):
     """This kind of agent has no such operation; the hint names the one to use."""
 
 
-
-
 class StorageError(DgentError, OSError):
     """The backend failed: unreachable, full, refused.
 
@@ -152,13 +148,17 @@ class StateLockedError(StorageError):
     default_outcome: Outcome = "not_started"
 
     def __init__(
-        self, message: str, *, pid: int | None = None, host: str | None = None, retryable: bool = True, **fields: Any
+        self,
+        message: str,
+        *,
+        pid: int | None = None,
+        host: str | None = None,
+        retryable: bool = True,
+        **fields: Any,
     ) -> None:
         super().__init__(message, retryable=retryable, **fields)
         self.pid = pid
         self.host = host
-
-
 
 
 class ActorError(DgentError):

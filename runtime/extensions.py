@@ -115,7 +115,10 @@ class Tree:
         """Return the value of one extension."""
         read = _READERS.get(code)
         if read is not None:
-            return read(payload, self)
+            try:
+                return read(payload, self)
+            except struct.error as error:
+                raise ValueError(f"extension type {code} has the wrong length") from error
         if code == INSTANCE and self.classes is not None:
             return self.classes.read(payload, self)
         raise ValueError(f"unknown extension type {code}")
@@ -197,9 +200,7 @@ def _write_datetime(value: datetime.datetime, tree: Tree) -> Any:
 
 def _write_time(value: datetime.time, tree: Tree) -> Any:
     if value.tzinfo is not None and value.utcoffset() is None:
-        raise UnsupportedValueError(
-            value, "a time of a zone whose offset depends on the date can't be stored"
-        )
+        raise UnsupportedValueError(value, "a time of a zone whose offset depends on the date can't be stored")
     return msgpack.ExtType(TIME, value.isoformat().encode())
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dgents.runtime.patch import parse_path
 from dgents.runtime.errors import StateNotFoundError
+from dgents.runtime.patch import parse_path
 from dgents.runtime.turns import MISSING
 
 if TYPE_CHECKING:

@@ -41,7 +41,10 @@ class Loop(Protocol):
     time: Callable[[], float]
 
     def start(
-        self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any, context: contextvars.Context | None = None
+        self,
+        fn: Callable[..., Coroutine[Any, Any, None]],
+        *args: Any,
+        context: contextvars.Context | None = None,
     ) -> None: ...
     def call_later(self, delay: float, fn: Callable[..., Any], *args: Any) -> Timer: ...
     def call_threadsafe(self, fn: Callable[..., Any], *args: Any) -> None: ...
@@ -69,7 +72,10 @@ class AsyncioLoop:
         self.current_task = _current_task_of(self._loop)
 
     def start(
-        self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any, context: contextvars.Context | None = None
+        self,
+        fn: Callable[..., Coroutine[Any, Any, None]],
+        *args: Any,
+        context: contextvars.Context | None = None,
     ) -> None:
         task = self._loop.create_task(fn(*args), context=_BLANK.copy() if context is None else context)
         self._tasks.add(task)  # asyncio itself keeps only a weak reference
@@ -122,7 +128,10 @@ class TrioLoop:
         self.waiter: Callable[[], Waiter] = partial(_TrioWaiter, trio)
 
     def start(
-        self, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any, context: contextvars.Context | None = None
+        self,
+        fn: Callable[..., Coroutine[Any, Any, None]],
+        *args: Any,
+        context: contextvars.Context | None = None,
     ) -> None:
         self._trio.lowlevel.spawn_system_task(fn, *args, context=_BLANK.copy() if context is None else context)
 

@@ -28,9 +28,7 @@ class Migrations:
         self.actor = actor
         known = sorted(self.steps)
         if known and (known[0] < 1 or known != list(range(known[0], self.version))):
-            raise ValueError(
-                f"migrations from the schema versions {known} must follow one another, from 1 or later"
-            )
+            raise ValueError(f"migrations from the schema versions {known} must follow one another, from 1 or later")
 
     def lift(self, tree: Any, version: int) -> Any:
         """Return ``tree``, of schema version ``version``, as of the current one: each step once, in order.
@@ -52,9 +50,7 @@ class Migrations:
             except Exception as error:
                 raise self._error(f"its migration from schema version {step} failed: {error!r}") from error
             if tree is None:
-                raise self._error(
-                    f"its migration from schema version {step} returned None", hint="return the state"
-                )
+                raise self._error(f"its migration from schema version {step} returned None", hint="return the state")
         return tree
 
     def _error(self, message: str, hint: str | None = None) -> StateSerializationError:

@@ -136,5 +136,3 @@ def in_thread(make_runtime: Callable[[], BaseRuntime]) -> Iterator[SyncProxy]:
         ended.set()
         thread.join()
     result.result()
-
-

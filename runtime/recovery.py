@@ -3,8 +3,8 @@
 A failed commit leaves its writes *in doubt*: they may or may not have been stored. The actor is restarted by its
 supervisor's policy, which reopens the backend and re-reads it (after a failed fsync nothing in memory or in the page
 cache is trusted; PostgreSQL's lesson of 2018). Each write names its owner's epoch and its version, so the stored version
-tells which of the writes are there. Those are answered as done; the others are committed once more; what fails twice is
-answered with an error whose ``outcome`` is true: ``rolled_back``, or ``unknown`` if the store could not be asked.
+tells which of the writes are there. Those are answered as done; the others are committed once more; what fails twice
+is answered with an error whose ``outcome`` is true: ``rolled_back``, or ``unknown`` if the store could not be asked.
 """
 
 from __future__ import annotations
@@ -111,10 +111,8 @@ async def _settle_shared(cell: Cell, staged: Staged) -> None:
 def _note_lost_history(cell: Cell, opened: Opened) -> None:
     """A store that holds less than it acknowledged (restarted without its data) is worth an alarm."""
     stored = opened.record.version if opened.record is not None else 0
-    if stored < cell.version and not cell.is_shared:
-        cell.runtime.emit(
-            "warning", cell.name, message=f"the store went back from version {cell.version} to {stored}"
-        )
+    if cell.committer is not None and stored < cell.version and not cell.is_shared:
+        cell.runtime.emit("warning", cell.name, message=f"the store went back from version {cell.version} to {stored}")
 
 
 def _can_retry(cell: Cell, remaining: Staged, opened: Opened) -> bool:
@@ -158,4 +156,3 @@ def _give_up(cell: Cell, error: BaseException | None) -> None:
     cell.kill(reason)
     _refuse(cell, doubtful, "unknown")
     cell.supervision.stopped(cell, reason)
-

@@ -59,9 +59,7 @@ class Ref(Generic[S]):
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, Ref)
-            and self._cell.name == other._cell.name
-            and self._cell.runtime is other._cell.runtime
+            isinstance(other, Ref) and self._cell.name == other._cell.name and self._cell.runtime is other._cell.runtime
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -222,8 +220,8 @@ class Ref(Generic[S]):
                     cell.value = new
                     cell.version += 1
                     cell.saved_at = time()
-                    if cell.watchers:
-                        cell.notify()
+                    if cell.observed:
+                        cell.changed()
                 else:
                     new = cell.apply_result(new, state)
             else:

@@ -36,9 +36,7 @@ def find_difference(state: Any, stored: Any, path: str = "$") -> tuple[str, str]
 
 def _is_same(one: Any, other: Any) -> bool:
     if type(one).__module__ == "numpy":
-        return bool(
-            one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-        )
+        return bool(one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes())
     return bool(one == other) or bool(one != one and other != other)
 
 
@@ -64,11 +62,11 @@ def _differing_part(state: Any, stored: Any, path: str) -> tuple[str, str] | Non
 
 
 def _differing_set(state: Any, stored: Any, path: str) -> tuple[str, str] | None:
-    changed = {(type(item), item) for item in state} ^ {(type(item), item) for item in stored}
-    kinds = {kind.__name__ for kind, item in changed if item == item}
-    if not kinds and len(state) == len(stored):
-        return None
-    return path, f"items of the set would change: {', '.join(sorted(kinds))}"
+    before, after = {(type(item), item) for item in state}, {(type(item), item) for item in stored}
+    # What equals nothing, not even itself (a NaN, a tuple of one), is compared by its text.
+    lost = sorted(f"{kind.__name__} {item!r}" for kind, item in before - after)
+    found = sorted(f"{kind.__name__} {item!r}" for kind, item in after - before)
+    return None if lost == found else (path, f"items of the set would change: {_short(lost)}")
 
 
 def find_fault(state: Any, culprit: object, max_depth: int, max_wrapped: int) -> tuple[str, str] | None:

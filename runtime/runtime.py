@@ -154,15 +154,8 @@ class BaseRuntime:
 
     # Actors
 
-    async def spawn(self, name: str, agent: Agent, *, restart: str = "permanent") -> Ref[Any]:
-        """Start an actor and return its ref, once its backend is open.
-
-        Raises:
-            NameTakenError: an actor of this name runs here.
-            StateLockedError: another process owns the state.
-            StateCorruptionError: the stored state can't be read; it is left as it was.
-            StorageError: the backend can't be reached, or refuses.
-        """
+    async def start(self, name: str, agent: Agent, supervise: Callable[[Cell], None]) -> Ref[Any]:
+        """Start an actor under a supervisor."""
         self.check_thread()
         if not isinstance(name, str) or not name:
             raise ValueError(f"an actor's name is a string that is not empty, not {name!r}")
@@ -170,20 +163,28 @@ class BaseRuntime:
             raise self._closed_error()
         if name in self._cells or self._family(name) is not None:
             raise NameTakenError(
-                f"there is an actor {name!r} already", actor=name, hint="get it with rt.get(name), or stop it first"
+                f"there is an actor {name!r} already",
+                actor=name,
+                hint="get it with rt.get(name), or stop it first",
             )
         self._cells[name] = None
+        cell = self._make_cell(name, agent)
         try:
-            cell = Cell(self, name, agent)
-            self.supervise(cell, restart)
+            supervise(cell)
             await cell.start()
         except BaseException:
             del self._cells[name]
+            if cell.supervision is not None:
+                cell.supervision.ended(cell)
             raise
         self._cells[name] = cell
         cell.free = not cell.is_shared
         self.emit("spawned", name, agent=type(agent).__name__)
         return self._ref(cell)
+
+    def _make_cell(self, name: str, agent: Agent) -> Cell:
+        cell_type = cast(type[Cell], getattr(agent, "cell_type", Cell))
+        return cell_type(self, name, agent)
 
     def get(self, name: str) -> Ref[Any]:
         """Return the ref of an actor that runs.
@@ -251,11 +252,8 @@ class BaseRuntime:
                 raise KeyError(name)
             if self.closing:
                 raise self._closed_error()
-            cell = self._virtual[name] = Cell(self, name, None)
+            cell = self._virtual[name] = self._make_cell(name, family.make(name))
             cell.virtual = True
-            self.supervise(cell, "permanent")
-            cell.codec = self.codec(family.factory(family.key(name)), name)
-            cell.scalars = frozenset()
         return self._ref(cell)
 
     # What the actors ask of their runtime
@@ -265,25 +263,31 @@ class BaseRuntime:
         family = self._family(cell.name)
         assert family is not None
         self._cells[cell.name] = cell
+        self.supervise(cell)
         try:
             await family.activate(cell)
         except BaseException:
-            del self._cells[cell.name]
+            self._forget(cell)
             raise
         self.emit("activated", cell.name)
 
     def passivated(self, cell: Cell) -> None:
         """Take note that a virtual actor has left memory."""
-        self._cells.pop(cell.name, None)
+        self._forget(cell)
         self.emit("passivated", cell.name)
 
     def ended(self, cell: Cell, error: BaseException | None) -> None:
         """Take note that an actor has stopped."""
-        if self._cells.get(cell.name) is cell:
-            del self._cells[cell.name]
+        self._forget(cell)
         if cell.virtual and (family := self._family(cell.name)) is not None:
             family.forget(cell)
         self.emit("stopped", cell.name, error=error)
+
+    def _forget(self, cell: Cell) -> None:
+        if self._cells.get(cell.name) is cell:
+            del self._cells[cell.name]
+        if cell.supervision is not None:
+            cell.supervision.ended(cell)
 
     def current_cell(self, cell: Cell) -> Cell:
         """Return the actor that now has the name of one that stopped, or that one."""
@@ -296,7 +300,7 @@ class BaseRuntime:
             committer = self._committers[store] = Committer(store, self.loop)
         return committer
 
-    def codec(self, agent: Agent, name: str) -> Codec[Any]:
+    def codec(self, agent: Agent) -> Codec[Any]:
         """Return the codec for the states of an agent; agents of one schema share it."""
         schema, migrations = getattr(agent, "schema", None), getattr(agent, "migrations", None)
         local = bool(getattr(agent, "local", False))
@@ -306,8 +310,8 @@ class BaseRuntime:
             codec = self._codecs[key] = Codec(schema, migrations=migrations, local=local)
         return codec
 
-    def supervise(self, cell: Cell, restart: str) -> None:
-        """Put an actor under supervision."""
+    def supervise(self, cell: Cell) -> None:
+        """Put a virtual actor under supervision, while it is in memory."""
         raise NotImplementedError
 
     # Looking in
@@ -343,9 +347,7 @@ class BaseRuntime:
             hint="use rt.portal: `rt.portal.call(ref.load)` waits for the result from any thread",
         )
 
-    def enter_from_thread(
-        self, context: Context, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any
-    ) -> None:
+    def enter_from_thread(self, context: Context, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Start ``fn(*args)`` in the runtime's thread, in a context of the caller's."""
         if self.thread is None or self.closed or os.getpid() != self._pid:
             raise self._closed_error()

@@ -19,7 +19,8 @@ MOST_REMEMBERED = 65_536
 class Seen(dict[Any, Any]):
     """The versions one task has seen, by actor name; by ``(name, path)`` for a lens."""
 
-    __slots__ = ("_task",)
+    __slots__ = ("task",)
+    task: weakref.ref[Any]
 
     def note(self, key: Any, version: Any) -> None:
         """Remember what was seen last."""
@@ -40,7 +41,7 @@ class SeenByTask(dict[int, Seen]):
         seen = self.get(key)
         if seen is None:
             seen = self[key] = Seen()
-            seen._task = weakref.ref(task, lambda _: self.pop(key, None))
+            seen.task = weakref.ref(task, lambda _: self.pop(key, None))
         return seen
 
     @contextmanager

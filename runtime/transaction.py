@@ -1,4 +1,4 @@
-"""Holding the turn: transactions, and the drop-in view whose ``load`` takes the turn and whose ``save`` gives it back."""
+"""Holding the turn: transactions, and a drop-in view whose ``load`` takes the turn and whose ``save`` gives it back."""
 
 from __future__ import annotations
 
@@ -216,5 +216,3 @@ class LeasedView(Generic[S]):
             del self._holds[task]
             self._expired.add(task)
             hold.expire()
-
-

@@ -23,16 +23,17 @@ import msgspec
 from msgspec.structs import replace
 
 from dgents.runtime.codec import Codec
-from dgents.runtime.patch import apply_patch, encode_patch, get_part, parse_path, set_part
-from dgents.runtime.contract import Record, Request
+from dgents.runtime.contract import Request
 from dgents.runtime.errors import (
     StaleStateError,
     StateError,
     StateNotFoundError,
     StateSerializationError,
+    StateTooLargeError,
     StorageError,
     VersionConflictError,
 )
+from dgents.runtime.patch import apply_patch, encode_patch, get_part, parse_path, set_part
 
 if TYPE_CHECKING:
     from dgents.runtime.commit import Committer, Staged
@@ -127,6 +128,7 @@ class StateTurns:
         "gate",
         "keep",
         "name",
+        "observed",
         "requests",
         "saved_at",
         "scalars",
@@ -144,6 +146,8 @@ class StateTurns:
     gate: Staged | None
     committer: Committer | None
     watchers: Any
+    observed: bool  # somebody is to be told of each new version
+    limit: tuple[int, float] | None
 
     def clear(self) -> None:
         """Forget the state: nothing is saved, or it is not in memory."""
@@ -187,15 +191,29 @@ class StateTurns:
 
     def forms(self, limit: int | None = None) -> list[Form]:
         """Return the versions that are kept in memory, oldest first."""
-        first = self.version - len(self.earlier or ())
+        forms = [form for form in self._kept() if form.data is not None or form.value is not MISSING]
+        return forms if limit is None else forms[max(len(forms) - limit, 0) :]
+
+    def versions_after(self, version: int) -> list[Form]:
+        """Return the versions that are kept in memory and newer than ``version``, encoded, oldest first."""
+        newer = [form for form in self._kept() if form.version > version]
+        return [
+            form if form.value is MISSING else replace(form, value=MISSING, data=self.codec.encode(form.value))
+            for form in newer
+        ]
+
+    def _kept(self) -> list[Form]:
+        """Return the versions in memory, deleted ones among them, the current one last."""
+        earlier = self.earlier or ()
         kept = [
             replace(form, version=version) if type(form) is Form else Form(form, None, version)
-            for version, form in enumerate(self.earlier or (), first)
+            for version, form in enumerate(earlier, self.version - len(earlier))
         ]
-        forms = [form for form in kept if form.data is not None or form.value is not MISSING]
         if not self.absent:
-            forms.append(self.form())
-        return forms if limit is None else forms[max(len(forms) - limit, 0) :]
+            kept.append(self.form())
+        elif self.version:
+            kept.append(Form(MISSING, None, self.version, self.epoch, self.saved_at))
+        return kept
 
     # Writing
 
@@ -207,7 +225,25 @@ class StateTurns:
             data = self.codec.encode(state)
         except StateError as error:
             raise self.named(error) from None
-        return (state if self.codec.is_immutable(state) else MISSING), data
+        return (state if self.codec.is_immutable(state) else MISSING), self.check_size(data)
+
+    def too_large(self, size: int) -> StateTooLargeError:
+        assert self.limit is not None
+        limit, budget = self.limit
+        return StateTooLargeError(
+            f"save of {self.name!r} refused: the state is {size:,} bytes, its budget of {budget:.2f} allows {limit:,}",
+            actor=self.name,
+            size=size,
+            limit=limit,
+            budget=budget,
+            hint="raise max_size_bytes or the budget, or split the state",
+        )
+
+    def check_size(self, data: Bytes) -> Bytes:
+        """Return encoded data that is within the budget."""
+        if self.limit is not None and data is not None and len(data) > self.limit[0]:
+            raise self.too_large(len(data))
+        return data
 
     def named(self, error: StateError) -> StateError:
         """Name the actor in an error of the codec, which many actors share."""
@@ -321,7 +357,8 @@ class StateTurns:
                 hint="use update(fn) of the lens",
             )
         set_part(tree, path, self.codec.to_tree(data))
-        encoded = self.codec.from_tree(tree)
+        encoded = self.check_size(self.codec.from_tree(tree))
+        assert encoded is not None
         self.codec.decode(encoded)  # the whole must still be a state of its schema
         self.accept(MISSING, encoded)
         return self.version
@@ -356,15 +393,15 @@ class StateTurns:
         self.saved_at = time()
         if self.committer is not None:
             self.persist(delta)
-        elif self.watchers:
-            self.notify()
+        elif self.observed:
+            self.changed()
 
     def persist(self, delta: Bytes) -> None:
         """Hand the new version on to the store."""
         raise NotImplementedError
 
-    def notify(self) -> None:
-        """Tell those who watch that there is a newer version."""
+    def changed(self) -> None:
+        """Take note of a new version that waits for no store."""
         raise NotImplementedError
 
     def _remember(self) -> None:
@@ -372,6 +409,6 @@ class StateTurns:
         earlier = self.earlier
         if earlier is None:
             if self.absent and not self.version:
-                return
+                return  # nothing was saved before the first version
             earlier = self.earlier = deque(maxlen=self.keep)
         earlier.append(self.value if self.data is None else Form(MISSING, self.data))

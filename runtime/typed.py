@@ -84,9 +84,7 @@ def classes_of(schema: Any) -> frozenset[type]:
         if str(hint) + str(id(hint)) in seen:
             continue
         seen.add(str(hint) + str(id(hint)))
-        waiting.extend(
-            part for part in typing.get_args(hint) if typing.get_origin(hint) is not typing.Literal
-        )
+        waiting.extend(part for part in typing.get_args(hint) if typing.get_origin(hint) is not typing.Literal)
         cls = typing.get_origin(hint) or hint
         if not isinstance(cls, type):
             continue

@@ -60,9 +60,12 @@ class Family:
     def matches(self, name: str) -> bool:
         return name.startswith(self.prefix if self.prefix.endswith("/") else self.prefix + "/")
 
+    def make(self, name: str) -> Agent:
+        """Return the description of the actor of this name."""
+        return self.factory(self.key(name))
+
     async def activate(self, cell: Cell) -> None:
         """Bring an actor into memory, and send the least recently used one out if there are too many."""
-        cell.agent = self.factory(self.key(cell.name))
         self._active[cell.name] = cell  # counted from now on: many may be on their way in at once
         try:
             if self.max_active is not None:

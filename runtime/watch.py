@@ -29,6 +29,7 @@ class Watch(AsyncIterator[Snapshot[S]], Generic[S]):
         if cell.watchers is None:
             cell.watchers = WeakSet()  # one that is no longer iterated vanishes by itself
         cell.watchers.add(self)
+        cell.observed = True
         self._cell = cell
 
     def wake(self) -> None:

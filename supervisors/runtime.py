@@ -6,33 +6,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from dgents.runtime.actor import Cell
+from dgents.runtime.contract import Agent
 from dgents.runtime.portal import SyncProxy, in_thread
+from dgents.runtime.ref import Ref
 from dgents.runtime.runtime import BaseRuntime
-from dgents.supervisors.policy import Backoff, Intensity
-
-
-class Supervision:
-    """What restarts one actor: its budget, and how long to wait."""
-
-    __slots__ = ("_backoff", "_intensity", "restart")
-
-    def __init__(self, restart: str, intensity: Intensity, backoff: Backoff) -> None:
-        if restart not in ("permanent", "transient", "temporary"):
-            raise ValueError(f'restart is {restart!r}; give "permanent", "transient" or "temporary"')
-        self.restart = restart
-        self._intensity = intensity
-        self._backoff = backoff
-
-    def restart_delay(self, cell: Cell, error: BaseException | None) -> float | None:
-        """Return how long to wait before the restart after ``error``; None if the actor is not to be restarted."""
-        if self.restart == "temporary":
-            return None
-        attempt = self._intensity.restart(cell.loop.time())
-        return None if attempt is None else self._backoff.delay(attempt)
-
-    def stopped(self, cell: Cell, error: BaseException | None) -> None:
-        """Take note that an actor stopped for good after ``error``."""
-        cell.runtime.emit("escalated", cell.name, error=error)
+from dgents.supervisors.policy import Backoff, Restart, Strategy
+from dgents.supervisors.tree import Supervisor
 
 
 class Runtime(BaseRuntime):
@@ -53,10 +32,72 @@ class Runtime(BaseRuntime):
         ...     await counter.update(lambda n: n + 1)
     """
 
-    backoff = Backoff()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._root = Supervisor(self, "root")
 
-    def supervise(self, cell: Cell, restart: str) -> None:
-        cell.supervision = Supervision(restart, Intensity(), self.backoff)
+    async def spawn(
+        self,
+        name: str,
+        agent: Agent,
+        *,
+        restart: Restart = "permanent",
+        while_restarting: str = "wait",
+        supervisor: Supervisor | None = None,
+    ) -> Ref[Any]:
+        """Start an actor and return its ref, once its backend is open.
+
+        Args:
+            name: unique in this runtime.
+            agent: what the actor is made of.
+            restart: ``permanent`` and ``transient`` actors are restarted when their backend fails, a ``temporary`` one
+                stops.
+            while_restarting: what callers do during a restart: ``"wait"`` (bounded by their own timeouts) or
+                ``"fail"`` (a `StorageError` at once).
+            supervisor: whose child it is; the runtime's own if left out.
+
+        Raises:
+            NameTakenError: an actor of this name runs here.
+            StateLockedError: another process owns the state.
+            StateCorruptionError: the stored state can't be read; it is left as it was.
+            StorageError: the backend can't be reached, or refuses.
+        """
+        if while_restarting not in ("wait", "fail"):
+            raise ValueError(f'while_restarting is {while_restarting!r}; give "wait" or "fail"')
+        parent = supervisor or self._root
+
+        def supervise(cell: Cell) -> None:
+            cell.supervision = parent.adopt(cell, restart)
+            cell.depth = parent.depth
+            cell.fails_fast = while_restarting == "fail"
+
+        return await self.start(name, agent, supervise)
+
+    def supervise(self, cell: Cell) -> None:
+        """Make a virtual actor a child of the root."""
+        cell.supervision = self._root.adopt(cell, "permanent")
+
+    async def supervisor(
+        self,
+        name: str,
+        *,
+        strategy: Strategy = "one_for_one",
+        max_restarts: int = 3,
+        within: float = 5.0,
+        backoff: Backoff | None = None,
+    ) -> Supervisor:
+        """Start a supervisor under the root; see `Supervisor`."""
+        return await self._root.supervisor(
+            name, strategy=strategy, max_restarts=max_restarts, within=within, backoff=backoff
+        )
+
+    def children(self) -> list[str]:
+        """Return the names of the root's children, in the order in which they were started."""
+        return self._root.children()
+
+    def tree(self) -> str:
+        """Return the supervision tree as text."""
+        return "\n".join([f"runtime ({self.loop.name})", *self._root.lines()])
 
 
 def open_sync(**options: Any) -> AbstractContextManager[SyncProxy]:

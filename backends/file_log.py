@@ -1,0 +1,264 @@
+"""The log beside the file of a state: its earlier versions, byte for byte. Pure; no file is touched here.
+
+As JSON, one line a version behind a line that names the format; as MessagePack, one frame a commit:
+
+    {"dgents-log": 1, "checksum": "0a1b2c3d", "start": 0}
+    {"checksum": "0a1b2c3d", "version": 7, "epoch": 2, "saved_at": "…", "schema": 1, "state": {…}}
+
+    header   magic (8 bytes), format (u16), start (i64), CRC-32 of format and start (u32)
+    frame    0xD6, length of the payload (u32), its CRC-32 (u32), CRC-32 of these 9 bytes (u32), payload, 0x0A
+
+An offset in a log is *logical*: it stays what it is when the log is rewritten without its oldest versions.
+``start`` is the logical offset of the first entry.
+
+What a crash leaves of an entry is told from damage: an entry is *torn* if the file ends within it, or if a
+whole sector of it was never written (zeros), or if what stands there is far from an entry and none follows.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+from zlib import crc32
+
+import msgspec
+
+from dgents.backends.compression import compress, decompress
+from dgents.backends.file_format import FORMAT_VERSION, Shape, check_version, corrupt, from_iso, to_iso
+from dgents.backends.tagged_json import from_json, to_json
+from dgents.runtime.contract import Record, Request
+from dgents.runtime.errors import StateCorruptionError
+
+Kind: TypeAlias = Literal["lines", "frames"]
+
+_FIRST_LINE = re.compile(rb'\{"dgents-log": ([0-9]{1,5}), "checksum": "([0-9a-f]{8})", ("start": -?[0-9]+)\}\n')
+_LINE_START = b'{"checksum": "'
+_LINE_PREFIX = len(_LINE_START) + len('0a1b2c3d", ')
+_MAGIC = b"\x89dgl\r\n\x1a\n"
+_HEADER = struct.Struct(">8sHqI")
+_FRAME = struct.Struct(">BIII")
+_SUMMED = struct.Struct(">BII")
+_MARK, _END = 0xD6, b"\n"
+SECTOR = 512
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """What one commit appended: versions, oldest first, and the requests that it answered."""
+
+    records: list[Record]
+    requests: list[Request]
+
+
+class LogHead(NamedTuple):
+    """How a log is written; the logical offset of its first entry, and that one's place in the file."""
+
+    kind: Kind
+    start: int
+    size: int
+
+    def place(self, offset: int) -> int:
+        """Return the place in the file of a logical offset."""
+        return offset - self.start + self.size
+
+    def offset(self, place: int) -> int:
+        """Return the logical offset of a place in the file."""
+        return place - self.size + self.start
+
+
+class TornError(Exception):
+    """The last entry was not written to its end; ``place`` is where it begins."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+class _Line(msgspec.Struct):
+    version: int
+    epoch: int
+    saved_at: str
+    schema: int
+    state: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+_encode_payload = msgspec.msgpack.Encoder().encode
+_decode_payload = msgspec.msgpack.Decoder(Entry).decode
+
+
+def kind_of(shape: Shape) -> Kind:
+    """Return the kind of log that belongs to a file of this shape."""
+    return "lines" if shape.lines else "frames"
+
+
+def encode_head(kind: Kind, start: int) -> bytes:
+    """Return the beginning of a log."""
+    if kind == "frames":
+        checksum = crc32(struct.pack(">Hq", FORMAT_VERSION, start))
+        return _HEADER.pack(_MAGIC, FORMAT_VERSION, start, checksum)
+    rest = b'"start": %d' % start
+    checksum = crc32(rest, crc32(b"%d" % FORMAT_VERSION))
+    return b'{"dgents-log": %d, "checksum": "%08x", %s}\n' % (FORMAT_VERSION, checksum, rest)
+
+
+def decode_head(content: bytes, path: str) -> LogHead:
+    """Return how the log at ``path`` is written, from its beginning.
+
+    Raises:
+        StateCorruptionError: it does not begin as a log.
+        StorageError: a newer dgents wrote it.
+    """
+    if content.startswith(_MAGIC) and len(content) >= _HEADER.size:
+        _, version, start, checksum = _HEADER.unpack_from(content)
+        if checksum != crc32(struct.pack(">Hq", version, start)):
+            raise corrupt(path, 0, "the checksum of its header does not fit")
+        check_version(version, path)
+        return LogHead("frames", start, _HEADER.size)
+    first = _FIRST_LINE.match(content)
+    if first is None or int(first[2], 16) != crc32(first[3], crc32(first[1])):
+        raise corrupt(path, 0, "it does not begin as a log does")
+    check_version(int(first[1]), path)
+    return LogHead("lines", int(first[3].partition(b":")[2]), first.end())
+
+
+def encode_entries(records: Sequence[Record], requests: list[Request], shape: Shape) -> bytes:
+    """Return one commit as bytes to append."""
+    if kind_of(shape) == "lines":
+        return b"".join([_encode_line(record) for record in records])
+    payload = _encode_payload(Entry(list(records), requests))
+    if shape.compression:
+        payload = compress(payload, shape.compression)
+    summed = _SUMMED.pack(_MARK, len(payload), crc32(payload))
+    return b"".join((summed, crc32(summed).to_bytes(4, "big"), payload, _END))
+
+
+def _encode_line(record: Record) -> bytes:
+    state = b"" if record.data is None else b', "state": ' + to_json(record.data)
+    saved_at = to_iso(record.saved_at).encode()
+    rest = b'"version": %d, "epoch": %d, "saved_at": "%s", "schema": %d%s}' % (
+        record.version,
+        record.epoch,
+        saved_at,
+        record.schema,
+        state,
+    )
+    return b'%s%08x", %s\n' % (_LINE_START, crc32(rest), rest)
+
+
+def decode_entries(content: bytes, shape: Shape, path: str) -> Iterator[Record]:
+    """Yield the versions in entries that stand for themselves.
+
+    Raises:
+        StateCorruptionError: one of them was changed.
+    """
+    try:
+        for _, entry in LogReader(content, LogHead(kind_of(shape), 0, 0), path).entries(0):
+            yield from entry.records
+    except TornError as error:
+        raise corrupt(path, error.place, "an earlier version in it is not whole") from error
+
+
+class LogReader:
+    """The entries of a log, or of the rest of one.
+
+    Args:
+        content: what the file holds from ``skipped`` on, a multiple of the sector size.
+    """
+
+    def __init__(self, content: bytes, head: LogHead, path: str, *, skipped: int = 0) -> None:
+        assert skipped % SECTOR == 0
+        self._content = content
+        self._path = path
+        self._skipped = skipped
+        self._read = self._read_line if head.kind == "lines" else self._read_frame
+
+    def entries(self, place: int) -> Iterator[tuple[int, Entry]]:
+        """Yield each entry from ``place`` in the file on, and the place behind it.
+
+        Raises:
+            TornError: the last entry is incomplete.
+            StateCorruptionError: an entry was changed.
+        """
+        at = place - self._skipped
+        while at < len(self._content):
+            at, entry = self._read(at)
+            yield at + self._skipped, entry
+
+    def _read_line(self, at: int) -> tuple[int, Entry]:
+        end = self._content.find(b"\n", at)
+        if end < 0:
+            raise TornError(at + self._skipped)
+        rest = self._content[at + _LINE_PREFIX : end]
+        if self._content[at : at + _LINE_PREFIX] != b'%s%08x", ' % (_LINE_START, crc32(rest)):
+            raise self._damaged(at, "the checksum of this version does not fit")
+        try:
+            line = _decode_line(b"{" + rest)
+            data = None if isinstance(line.state, msgspec.UnsetType) else from_json(line.state)
+            record = Record(line.version, line.epoch, from_iso(line.saved_at), data, line.schema)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(at, str(error)) from error
+        return end + 1, Entry([record], [])
+
+    def _read_frame(self, at: int) -> tuple[int, Entry]:
+        content, body = self._content, at + _FRAME.size
+        if len(content) < body:
+            raise TornError(at + self._skipped)
+        mark, length, checksum, own = _FRAME.unpack_from(content, at)
+        if mark != _MARK or own != crc32(content[at : at + _SUMMED.size]):
+            raise self._torn_or_damaged(at, body)
+        end = body + length + 1
+        if end > len(content):
+            raise TornError(at + self._skipped)
+        payload = content[body : end - 1]
+        if crc32(payload) != checksum or content[end - 1 : end] != _END:
+            if end == len(content) and _has_unwritten_sector(content, at, end):
+                raise TornError(at + self._skipped)
+            raise self._damaged(at, "the checksum of this entry does not fit")
+        try:
+            entry: Entry = _decode_payload(decompress(payload, self._path)[0])
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(at, str(error)) from error
+        return end, entry
+
+    def _torn_or_damaged(self, at: int, body: int) -> Exception:
+        """Return the error for what begins no frame: damage if it nearly does, or if a frame follows."""
+        content = self._content
+        if not _has_unwritten_sector(content, at, body) and (
+            _is_one_bit_off(content[at:body]) or _frame_follows(content, at + 1)
+        ):
+            return self._damaged(at, "an entry should begin here")
+        return TornError(at + self._skipped)
+
+    def _damaged(self, at: int, reason: str) -> StateCorruptionError:
+        return corrupt(self._path, at + self._skipped, reason)
+
+
+def _is_one_bit_off(frame: bytes) -> bool:
+    value = int.from_bytes(frame, "big")
+    for bit in range(8 * len(frame)):
+        mended = (value ^ 1 << bit).to_bytes(len(frame), "big")
+        if mended[0] == _MARK and crc32(mended[: _SUMMED.size]) == int.from_bytes(mended[_SUMMED.size :], "big"):
+            return True
+    return False
+
+
+def _frame_follows(content: bytes, place: int) -> bool:
+    while (place := content.find(bytes([_MARK]), place)) >= 0:
+        summed = content[place : place + _SUMMED.size]
+        own = content[place + _SUMMED.size : place + _FRAME.size]
+        if len(own) == 4 and crc32(summed) == int.from_bytes(own, "big"):
+            return True
+        place += 1
+    return False
+
+
+def _has_unwritten_sector(content: bytes, place: int, end: int) -> bool:
+    """Say whether a sector, as far as it is between ``place`` and ``end`` and beyond, is all zeros."""
+    while place < end:
+        sector_end = min((place // SECTOR + 1) * SECTOR, len(content))
+        if not any(content[place:sector_end]):
+            return True
+        place = sector_end
+    return False

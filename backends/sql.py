@@ -1,0 +1,140 @@
+"""An actor whose state is in a SQL database: SQLite by a path, PostgreSQL by a URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar, get_args
+
+from dgents.backends.sql_ref import SQLRef
+from dgents.backends.sqlite import SqliteBackend
+from dgents.backends.sqlite_tables import check_table_name, states_table
+from dgents.runtime.contract import Backend, Ownership, Resources
+from dgents.runtime.errors import UnsupportedOperationError
+
+S = TypeVar("S")
+
+_SQLITE = "sqlite:///"
+_POSTGRES = ("postgresql://", "postgres://")
+
+
+@dataclass(frozen=True)
+class SQLAgent(Generic[S]):
+    """A state in a table of a SQL database, one row a version.
+
+    Args:
+        db_uri: a path, ``sqlite:///relative.db``, ``sqlite:////absolute.db``, or
+            ``postgresql://user@host/database``.
+        table: the table; made if it isn't there. Letters, digits, underscores.
+        schema: the type of the state; None for plain builtins.
+        key: what the state is called in the table; None for the actor's name.
+        max_history: how many versions are kept, the current one among them; 0 keeps that one only.
+        ownership: ``"exclusive"`` (one owner at a time; the default on SQLite) or ``"shared"``
+            (compare-and-set, any number of processes; the default on PostgreSQL).
+        migrations: by schema version, the function that lifts a state from it to the next.
+
+    Raises:
+        ValueError: an argument can't be right; nothing was opened.
+
+    Example:
+        >>> SQLAgent("state.db", schema=dict).table
+        'states'
+    """
+
+    db_uri: str = field(repr=False)  # it may hold a password
+    table: str = "states"
+    schema: type[S] | None = None
+    _: KW_ONLY
+    key: str | None = None
+    max_history: int = 100
+    ownership: Ownership | None = None
+    migrations: Mapping[int, Callable[[Any], Any]] | None = None
+
+    ref_type: ClassVar[type[SQLRef[Any]]] = SQLRef
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "db_uri", os.fspath(self.db_uri))
+        check_table_name(self.table)
+        if self.ownership not in (None, *get_args(Ownership)):
+            raise ValueError(f"ownership {self.ownership!r} is neither 'exclusive' nor 'shared'")
+        if (
+            isinstance(self.max_history, bool)
+            or not isinstance(self.max_history, int)
+            or self.max_history < 0
+        ):
+            raise ValueError(f"max_history {self.max_history!r} is not a number of versions, 0 or more")
+        if self.key is not None:
+            _check_key(self.key)
+        if not self.db_uri.startswith(_POSTGRES):
+            sqlite_path(self.db_uri)
+
+    def backend(self, name: str, resources: Resources) -> Backend:
+        """Make the backend of the actor ``name``; no I/O happens before `Backend.open`.
+
+        Raises:
+            ValueError: ``name`` is to be the key and is no text that a database can hold.
+            UnsupportedOperationError: PostgreSQL's driver is not installed.
+        """
+        key = self.key if self.key is not None else _check_key(name)
+        if self.db_uri.startswith(_POSTGRES):
+            return self._postgres_backend(key, resources)
+        return SqliteBackend(
+            sqlite_path(self.db_uri),
+            states_table(self.table),
+            key,
+            resources,
+            actor=name,
+            max_history=self.max_history,
+            ownership=self.ownership or "exclusive",
+        )
+
+    def _postgres_backend(self, key: str, resources: Resources) -> Backend:
+        try:
+            from dgents.backends.postgres import PostgresBackend  # its driver is an optional dependency
+        except ModuleNotFoundError as error:
+            if error.name is None or not error.name.startswith("psycopg"):
+                raise
+            raise UnsupportedOperationError(
+                "PostgreSQL needs a driver that is not installed",
+                key=key,
+                hint="pip install 'dgents[postgres]'",
+            ) from error
+        return PostgresBackend(
+            uri=self.db_uri,
+            table=self.table,
+            key=key,
+            max_history=self.max_history,
+            ownership=self.ownership or "shared",
+            resources=resources,
+        )
+
+
+def sqlite_path(db_uri: str) -> str:
+    """Return the path that ``db_uri`` names: itself, or what follows ``sqlite:///``.
+
+    Raises:
+        ValueError: it names no file, or another kind of database.
+    """
+    path = db_uri.removeprefix(_SQLITE)
+    scheme, colon, _ = path.partition("://")
+    if colon or path.startswith("file:"):
+        kind = scheme if colon else "file:"
+        raise ValueError(
+            f"db_uri of the kind {kind!r}: use a path, sqlite:///PATH or postgresql://USER@HOST/DATABASE"
+        )
+    if path in ("", ":memory:"):
+        raise ValueError("db_uri names no file: a state in memory is a VolatileAgent's")
+    if "\0" in path or ("?" in path and path != db_uri):
+        raise ValueError("db_uri: a path has no NUL, and sqlite:/// takes no options after a '?'")
+    return path
+
+
+def _check_key(key: str) -> str:
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"key {key!r} has a lone surrogate, which no database can hold") from error
+    if not key:
+        raise ValueError("key is empty")
+    return key

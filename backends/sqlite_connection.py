@@ -1,0 +1,216 @@
+"""Connections to one SQLite database, and transactions on them: blocking code for aiosqlite's threads.
+
+The files of a database are opened and closed by SQLite alone: a process that closes such a file itself drops
+all POSIX locks that SQLite holds on it, and another process may then write in the middle of a transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from dgents.backends import files
+from dgents.backends.sqlite_errors import is_busy, translate
+from dgents.runtime.errors import StorageError
+from dgents.runtime.extensions import Tree
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+Mode = Literal["IMMEDIATE", "DEFERRED"]
+
+BUSY_TIMEOUT = 5.0  # seconds
+
+# How long to pause before asking for a locked database again, in seconds. SQLite's own handler backs off to
+# 100 ms without jitter, and of several busy writers the late ones starve.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
+
+_CACHE_KIB = 16_384  # the heads of 100,000 states fit
+
+_TREE = Tree(room=100)
+_READS = {
+    sqlite3.SQLITE_SELECT,
+    sqlite3.SQLITE_READ,
+    sqlite3.SQLITE_FUNCTION,
+    sqlite3.SQLITE_RECURSIVE,
+}
+
+
+def create_private(path: str) -> None:
+    """Make an empty database at ``path`` that only this user may read, unless there is one.
+
+    Raises:
+        StorageError: the folder can't be written, or something else than a file is there.
+    """
+    with files.storage_errors(path, "creation"):
+        files.layer.make_directories(Path(path).parent)
+        if not os.path.lexists(path):
+            # Neither `open` nor `umask`: one would have to close the file, the other is of the whole process.
+            with suppress(FileExistsError):
+                os.mknod(path, 0o600 | stat.S_IFREG)
+            files.layer.fsync_directory(Path(path).parent)
+
+
+def connect(path: str, patience: float) -> sqlite3.Connection:
+    """Open the database that exists at ``path`` for reading and writing, fsynced at every commit.
+
+    Raises:
+        StorageError: it can't be opened, or a symbolic link is in its place.
+        StateCorruptionError: it is no database.
+    """
+    if os.path.islink(path):
+        raise StorageError(
+            f"the database {path} is a symbolic link", retryable=False, hint="name the file itself"
+        )
+    return _connect(
+        path,
+        "rw",
+        patience,
+        (
+            "synchronous = FULL",
+            "fullfsync = ON",  # macOS: fsync alone leaves the data in the drive's cache
+            "cell_size_check = ON",
+            f"cache_size = -{_CACHE_KIB}",
+        ),
+    )
+
+
+def connect_readonly(path: str, patience: float) -> sqlite3.Connection:
+    """Open the database at ``path`` so that nothing in it can be changed; raises like `connect`."""
+    return _connect(path, "ro", patience, ("query_only = ON",))
+
+
+def connect_for_queries(path: str, patience: float) -> sqlite3.Connection:
+    """Open the database at ``path`` for SQL of a user's: SELECT and nothing else, with ``state_json``."""
+    connection = connect_readonly(path, patience)
+    connection.create_function("state_json", 1, state_json, deterministic=True)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    # No PRAGMA, no ATTACH, no BEGIN: a statement that isn't a SELECT can't even be prepared.
+    connection.set_authorizer(
+        lambda action, *_: sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
+    )
+    return connection
+
+
+def use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Let readers and the writer not wait for each other; this is a lasting property of the database."""
+    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+
+
+def state_json(state: bytes | None) -> str | None:
+    """Return the stored ``state`` as JSON text, for SQLite's JSON functions; a tombstone is NULL."""
+    return None if state is None else msgspec.json.encode(_TREE.decode(state), enc_hook=_to_json).decode()
+
+
+def attempt(connection: sqlite3.Connection, work: Work[T], path: str, patience: float) -> T:
+    """Run ``work`` until no other connection is in its way, for ``patience`` seconds at most.
+
+    ``work`` may run several times; it leaves no transaction open when it raises.
+
+    Raises:
+        StorageError, StateCorruptionError: SQLite's error, translated.
+    """
+    started = time.monotonic()
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return work(connection)
+        except sqlite3.Error as error:
+            waited = time.monotonic() - started
+            if not is_busy(error) or waited >= patience:
+                raise translate(error, path, waited) from error
+        time.sleep(random.uniform(0, pause))
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def transact(
+    connection: sqlite3.Connection, mode: Mode, work: Work[T], before_commit: Work[None] | None = None
+) -> T:
+    """Run ``work`` as one transaction, and roll back what raises."""
+    connection.execute(f"BEGIN {mode}")
+    try:
+        result = work(connection)
+        if before_commit is not None:
+            before_commit(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        # A rollback that fails too was done by SQLite itself; or the connection is about to be closed, which
+        # does it.
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+    return result
+
+
+class FileIdentity:
+    """Finds out that the files behind an open connection were removed or replaced.
+
+    SQLite does not: it goes on writing to files that nobody will ever read again.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._log = path + "-wal"
+        self._seen: tuple[int, int] | None = None
+
+    def check(self, _: sqlite3.Connection) -> None:
+        """Compare with what was there at the first check.
+
+        Raises:
+            StorageError: another file, or none, is there now.
+        """
+        try:
+            found = os.stat(self._path)
+        except OSError as error:
+            raise self._gone() from error
+        if self._seen is None:
+            self._seen = (found.st_dev, found.st_ino)
+        # The log is not asked for its inode: where timestamps have many grains (Linux 6.13), a `stat` before
+        # each write makes each fsync write the inode too, and a commit costs a fifth more.
+        if self._seen != (found.st_dev, found.st_ino) or not os.access(self._log, os.F_OK):
+            raise self._gone()
+
+    def _gone(self) -> StorageError:
+        return StorageError(
+            f"the database {self._path} was removed or replaced while it was open",
+            retryable=False,
+            hint="nothing was written; put the file and its -wal back, or restart to begin anew",
+        )
+
+
+def _to_json(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _connect(path: str, mode: str, patience: float, settings: Sequence[str]) -> sqlite3.Connection:
+    try:
+        # A connection is used by one thread at a time: aiosqlite's, which need not be the one that made it.
+        connection = sqlite3.connect(
+            f"file:{quote(path)}?mode={mode}",
+            uri=True,
+            timeout=0,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+    except sqlite3.Error as error:
+        raise translate(error, path, 0.0) from error
+
+    def configure(connection: sqlite3.Connection) -> None:
+        for setting in (*settings, "trusted_schema = OFF"):
+            connection.execute(f"PRAGMA {setting}")
+
+    try:
+        attempt(connection, configure, path, patience)
+    except BaseException:
+        connection.close()
+        raise
+    return connection

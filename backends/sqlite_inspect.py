@@ -1,0 +1,136 @@
+"""A look into a database from outside, for the command line: blocking, and without changing a byte of it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+from dgents.backends.sqlite_connection import BUSY_TIMEOUT, attempt, connect_readonly, transact
+from dgents.backends.sqlite_tables import KIND, states_table, to_record
+from dgents.backends.sqlite_transactions import Place, read_history, read_requests, read_states
+from dgents.runtime.contract import Opened, Record
+from dgents.runtime.errors import StateCorruptionError, StorageError
+
+T = TypeVar("T")
+
+_EVERYTHING = 2**62
+
+
+class StoredState(NamedTuple):
+    """One state of a table; ``size`` in bytes is that of the current version, None if it was deleted."""
+
+    key: str
+    version: int
+    epoch: int
+    saved_at: float
+    size: int | None
+    versions: int
+
+
+class SqliteInspector:
+    """Reads the states of a database that other processes may be using.
+
+    Raises:
+        StorageError: there is no such file, or it can't be opened.
+
+    Example:
+        with SqliteInspector("state.db") as database:
+            for state in database.states("states"):
+                print(state.key, state.version)
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if not os.path.isfile(path):
+            raise StorageError(f"there is no database {path}", retryable=False, hint="check the path")
+        self._connection = connect_readonly(path, BUSY_TIMEOUT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def tables(self) -> list[str]:
+        """Return the tables that hold states.
+
+        Raises:
+            StateCorruptionError: the file is no database, or a broken one.
+        """
+        names = self._read(_table_names)
+        for name in names:
+            self._read(partial(states_table(name).is_ready, path=self.path))
+        return names
+
+    def states(self, table: str) -> Iterator[StoredState]:
+        """Yield the states of ``table`` that were ever saved, by key."""
+        yield from (StoredState(*row) for row in self._rows(states_table(table).summary))
+
+    def current(self, table: str, key: str) -> Record | None:
+        """Return the current version of one state.
+
+        Raises:
+            StateCorruptionError: it can't be trusted.
+        """
+        place = Place(states_table(table), key)
+        (answer,) = self._read(lambda connection: read_states(connection, [place], self.path))
+        if not isinstance(answer, Opened):
+            raise answer
+        return answer.record
+
+    def history(self, table: str, key: str) -> list[Record]:
+        """Return every version of one state that is kept, oldest first.
+
+        Raises:
+            StateCorruptionError: one fails its checksum or is missing.
+        """
+        place = Place(states_table(table), key)
+        return self._read(lambda connection: read_history(connection, place, _EVERYTHING, self.path))
+
+    def verify(self) -> Iterator[StateCorruptionError]:
+        """Yield what is wrong with the database: pages, rows, missing versions, lost heads."""
+        for (answer,) in self._rows("PRAGMA integrity_check"):
+            if answer != "ok":
+                yield StateCorruptionError(f"the database {self.path} is damaged: {answer}", path=self.path)
+        for name in self.tables():
+            table = states_table(name)
+            for (key,) in self._rows(table.keys):
+                yield from self._verify_state(Place(table, key))
+
+    def _verify_state(self, place: Place) -> Iterator[StateCorruptionError]:
+        damaged = False
+        for row in self._rows(place.table.newest, (place.key, _EVERYTHING)):
+            try:
+                to_record(row, self.path)
+            except StateCorruptionError as error:
+                damaged = True
+                yield error
+        checks: list[Callable[[sqlite3.Connection], object]] = [
+            lambda connection: read_requests(connection, place, self.path)
+        ]
+        if not damaged:
+            checks.append(lambda connection: read_history(connection, place, _EVERYTHING, self.path))
+        for check in checks:
+            try:
+                self._read(check)
+            except StateCorruptionError as error:
+                yield error
+
+    def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
+        return self._read(lambda connection: connection.execute(sql, parameters).fetchall())
+
+    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return attempt(self._connection, lambda it: transact(it, "DEFERRED", work), self.path, BUSY_TIMEOUT)
+
+
+def _table_names(connection: sqlite3.Connection) -> list[str]:
+    if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'dgents_tables'").fetchone():
+        return []
+    rows = connection.execute("SELECT name FROM dgents_tables WHERE kind = ? ORDER BY name", (KIND,))
+    return [name for (name,) in rows]

@@ -1,0 +1,173 @@
+"""The rounds that contenders run: load, save or increment, in one task or in many, and the proof of it.
+
+What is durable is proved by closing everything, opening it again, and reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeAlias
+
+from dgents.benchmarks.loops import run_tasks
+from dgents.benchmarks.measure import Sample
+from dgents.benchmarks.peers import Operation, Peer
+from dgents.benchmarks.states import profile
+
+MakePeer: TypeAlias = Callable[[], Peer]
+Round: TypeAlias = Callable[[Path], Awaitable[Sample]]
+
+
+def loads(make: MakePeer, count: int, state: Any) -> Round:
+    """Load ``count`` times; the last copy must equal what was saved."""
+
+    async def round(directory: Path) -> Sample:
+        peer = make()
+        await peer.setup(directory, state)
+        try:
+            operation, found = peer.load, None
+            started = perf_counter()
+            for _ in range(count):
+                found = await operation()
+            seconds = perf_counter() - started
+        finally:
+            await peer.close()
+        return Sample(operations=count, seconds=seconds, expected=state, found=found)
+
+    return round
+
+
+def saves(make: MakePeer, count: int, *, tasks: int = 1) -> Round:
+    """Save ``count`` times, from each of ``tasks`` tasks its share, to a key of its own.
+
+    The last state of each key must be there when everything was closed and is opened again.
+    """
+    each = count // tasks
+
+    async def round(directory: Path) -> Sample:
+        peer = make()
+        await peer.setup(directory, profile(), tasks)
+        latencies: list[float] = []
+        try:
+            started = perf_counter()
+            await run_tasks(_saving(peer.save, each, tasks, latencies), tasks)
+            seconds = perf_counter() - started
+            details = _commits(peer)
+        finally:
+            await peer.close()
+        found = await _visits(make(), directory, tasks, reopen=True)
+        return Sample(
+            operations=each * tasks,
+            seconds=seconds,
+            latencies=latencies,
+            expected=[each] * tasks,
+            found=found,
+            details=details,
+        )
+
+    return round
+
+
+def increments(
+    make: MakePeer, tasks: int, each: int, *, keys: int = 1, initial: Any = None, durable: bool = False
+) -> Round:
+    """Increment ``each`` times from each of ``tasks`` tasks; every one of them must be in the sum.
+
+    Task n increments key n modulo ``keys``. With ``durable``, each increment's latency is recorded; what
+    takes less than a microsecond would be distorted by that.
+    """
+
+    async def round(directory: Path) -> Sample:
+        peer = make()
+        await peer.setup(directory, profile() if initial is None else initial, keys)
+        latencies: list[float] = []
+        try:
+            work = (
+                _timed(peer.increment, each, keys, latencies)
+                if durable
+                else _plain(peer.increment, each, keys)
+            )
+            started = perf_counter()
+            await run_tasks(work, tasks)
+            seconds = perf_counter() - started
+            found = [] if durable else await _visits(peer, directory, keys)
+            details = _commits(peer)
+        finally:
+            await peer.close()
+        if durable:
+            found = await _visits(make(), directory, keys, reopen=True)
+        return Sample(
+            operations=tasks * each,
+            seconds=seconds,
+            latencies=latencies,
+            expected=[tasks * each // keys] * keys,
+            found=found,
+            details=details,
+        )
+
+    return round
+
+
+def _saving(
+    operation: Operation, each: int, keys: int, latencies: list[float]
+) -> Callable[[int], Awaitable[None]]:
+    async def work(number: int) -> None:
+        key = () if keys == 1 else (number,)
+        state = profile()
+        for visits in range(1, each + 1):
+            state["visits"] = visits
+            started = perf_counter()
+            await operation(state, *key)
+            latencies.append(perf_counter() - started)
+
+    return work
+
+
+def _plain(operation: Operation, each: int, keys: int) -> Callable[[int], Awaitable[None]]:
+    async def work(number: int) -> None:
+        if keys == 1:
+            for _ in range(each):
+                await operation()
+        else:
+            key = number % keys
+            for _ in range(each):
+                await operation(key)
+
+    return work
+
+
+def _timed(
+    operation: Operation, each: int, keys: int, latencies: list[float]
+) -> Callable[[int], Awaitable[None]]:
+    async def work(number: int) -> None:
+        key = () if keys == 1 else (number % keys,)
+        for _ in range(each):
+            started = perf_counter()
+            await operation(*key)
+            latencies.append(perf_counter() - started)
+
+    return work
+
+
+async def _visits(peer: Peer, directory: Path, keys: int = 1, *, reopen: bool = False) -> list[int]:
+    """Read how often each key was incremented; with ``reopen``, from what ``directory`` holds."""
+    if reopen:
+        await peer.setup(directory, None, keys)
+    try:
+        states = [await (peer.load() if keys == 1 else peer.load(key)) for key in range(keys)]
+    finally:
+        if reopen:
+            await peer.close()
+    return [state if isinstance(state, int) else state["visits"] for state in states]
+
+
+def _commits(peer: Peer) -> dict[str, float]:
+    """Return how long the store's commits took, if the peer is one of ours and has a store."""
+    runtime = getattr(peer, "runtime", None)
+    if runtime is None:
+        return {}
+    first = next(iter(runtime.stats().values()))
+    if first.commit_p50 is None or first.commit_p99 is None:
+        return {}
+    return {"commit p50 ms": first.commit_p50 * 1e3, "commit p99 ms": first.commit_p99 * 1e3}

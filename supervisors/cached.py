@@ -1,0 +1,163 @@
+"""A cache and the store behind it, as one supervised actor.
+
+The cache is the actor's own memory: a hit is a load from memory, and a write can't be in one half and not in the other,
+because both halves are applied by one owner in one turn. (Two actors that message each other, as a pair, need a
+protocol to agree after a crash; one owner does not.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from dgents.backends.volatile import VolatileAgent
+from dgents.runtime.actor import Cell
+from dgents.runtime.contract import Agent, Backend, Opened, Record, Request, Resources, Store
+from dgents.supervisors.flush_journal import FlushJournal
+from dgents.supervisors.wrapper import Wrapper
+from dgents.supervisors.write_behind import Flush, WriteBehind
+
+Policy = Literal["write-through", "write-behind"]
+
+
+class CachedAgent(Wrapper):
+    """Keep the state of ``backend`` in memory, and write it through or behind.
+
+    Args:
+        cache: a `VolatileAgent`, the actor's memory; its ``initial`` is the state before anything was saved.
+        backend: the agent whose store keeps the state.
+        policy: ``"write-through"``: a write is acknowledged when the store has it; if the store fails, the cache
+            is as it was. ``"write-behind"``: it is acknowledged at once, and stored as ``flush`` says.
+        ttl: seconds after which a cached state is read from the store again; None: it stays until it changes.
+        flush: when write-behind writes.
+
+    Raises:
+        ValueError: the policy is unknown, the cache is no VolatileAgent, or write-behind on a shared store.
+    """
+
+    def __init__(
+        self,
+        cache: VolatileAgent[Any],
+        backend: Agent,
+        *,
+        policy: Policy = "write-through",
+        ttl: float | None = None,
+        flush: Flush | None = None,
+    ) -> None:
+        super().__init__(backend)
+        if not isinstance(cache, VolatileAgent):
+            raise ValueError(f"the cache is the actor's own memory: give a VolatileAgent, not {type(cache).__name__}")
+        if policy not in ("write-through", "write-behind"):
+            raise ValueError(f'policy is {policy!r}; give "write-through" or "write-behind"')
+        if ttl is not None and ttl <= 0:
+            raise ValueError(f"ttl is {ttl}; give seconds, more than 0, or None")
+        if flush is not None and policy != "write-behind":
+            raise ValueError('flush= is for policy="write-behind"')
+        self.cache = cache
+        self.policy = policy
+        self.ttl = ttl
+        self.flush = flush if flush is not None else Flush()
+        self.initial = cache.initial
+
+    def backend(self, name: str, resources: Resources) -> Backend:
+        """Make the backend of the actor ``name``; no I/O happens before `Backend.open`."""
+        inner = self.inner.backend(name, resources)
+        if self.policy == "write-through":
+            return CachingBackend(inner, self.ttl)
+        if inner.ownership == "shared":
+            raise ValueError(
+                f"write-behind of {name!r}: its store is shared, so others could write before the flush; "
+                "give the backend ownership='exclusive'"
+            )
+        return WriteBehindBackend(inner, name, self.flush, resources, self.ttl)
+
+
+class CachingBackend:
+    """A backend whose actor may trust its memory, until ``ttl`` or until the store reports a foreign change."""
+
+    trusted = True
+
+    def __init__(self, inner: Backend, ttl: float | None) -> None:
+        self.inner = inner
+        self.ttl = ttl
+        self.key = inner.key
+        self.ownership = inner.ownership
+        self.max_history = inner.max_history
+        self.deltas = inner.deltas
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+class WriteBehindBackend(CachingBackend):
+    """A backend that acknowledges before its store has the write."""
+
+    def __init__(self, inner: Backend, actor: str, flush: Flush, resources: Resources, ttl: float | None) -> None:
+        super().__init__(inner, ttl)
+        self.actor = actor
+        self._flush = flush
+        self._resources = resources
+        self._journal: FlushJournal | None = None
+        self._behind: WriteBehind | None = None
+        self._stored = 0
+        self._replayed: list[Record] = []
+        self._requests: list[Request] = []
+
+    @property
+    def store(self) -> Store | None:
+        """Where a write must be before it is acknowledged: the journal, if there is one."""
+        return self._journal if self._journal is not None else self.inner.store
+
+    async def open(self) -> Opened:
+        """Open the store and the journal; what the journal has and the store has not is replayed."""
+        opened = await self.inner.open()
+        self._stored = opened.record.version if opened.record is not None else 0
+        if self._flush.journal is None:
+            return opened
+        try:
+            if self._journal is None:
+                self._journal = await FlushJournal.acquire(self._flush.journal, self._resources)
+            records, requests = await self._journal.claim(self.actor)
+        except BaseException:
+            await self.inner.close()
+            raise
+        self._replayed = [record for record in records if record.version > self._stored]
+        self._requests = [request for request in requests if request.version > self._stored]
+        return Opened(self._replayed[-1], opened.epoch) if self._replayed else opened
+
+    def attach(self, cell: Cell) -> WriteBehind:
+        """Return what writes behind for this actor."""
+        self._behind = WriteBehind(cell, self, self._flush, self._stored)
+        return self._behind
+
+    def replay(self, cell: Cell) -> None:
+        """Give the actor the versions that only the journal had, to be flushed before long."""
+        assert self._behind is not None
+        if self._replayed:
+            self._behind.replay(self._replayed, self._requests)
+        else:
+            self.forget_journal(cell)
+        self._replayed = []
+
+    async def reopen(self) -> Opened:
+        """Close and open the store, which failed in a flush; the journal stays."""
+        await self.inner.close()
+        return await self.inner.open()
+
+    def forget_journal(self, cell: Cell) -> None:
+        """The store has everything: what the journal has of this actor is not needed any more."""
+        journal = self._journal
+        if journal is not None and journal.forget(self.actor):
+            cell.loop.start(journal.trim)
+
+    async def requests(self) -> list[Request]:
+        stored = await self.inner.requests()
+        return [*stored, *self._requests]
+
+    async def close(self) -> None:
+        """Let go of the store and of the journal."""
+        await self.inner.close()
+        if self._journal is not None:
+            journal, self._journal = self._journal, None
+            await journal.release(self._resources)

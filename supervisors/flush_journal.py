@@ -1,0 +1,172 @@
+"""The journal of write-behind caches: acknowledged writes, on a local disk until their stores have them.
+
+One journal serves all actors of a runtime that name its directory. A record is MessagePack:
+``[actor, version, epoch, saved_at, schema, data or nil, [[request id, version, result or nil], ...]]``.
+Exactly once: a record is replayed only if the store's version is smaller than its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+
+from dgents.backends.journal import Journal
+from dgents.backends.lock import OwnerLock
+from dgents.runtime.contract import Record, Request, Resources, Write
+from dgents.runtime.errors import DgentError, StateCorruptionError
+
+
+class _Entry(msgspec.Struct, array_like=True, gc=False):
+    actor: str
+    version: int
+    epoch: int
+    saved_at: float
+    schema: int
+    data: bytes | None
+    requests: list[tuple[str, int, bytes | None]]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Entry).decode
+
+
+class FlushJournal:
+    """A store that only remembers: what is committed to it is on disk, and replayed after a crash."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = OwnerLock(directory.with_name(directory.name + ".lock"))
+        self._journal = Journal(directory)
+        self._broken = False
+        self._entries: dict[str, list[_Entry]] = {}  # what was found at the opening, by actor, until it is claimed
+        self._oldest: dict[str, int] = {}  # the first sequence of each actor that its store does not have
+
+    @classmethod
+    async def acquire(cls, directory: str | Path, resources: Resources) -> FlushJournal:
+        """Return the runtime's journal in ``directory``, opening it on first use."""
+        path = Path(await anyio.to_thread.run_sync(os.path.abspath, directory))
+
+        async def opener() -> FlushJournal:
+            journal = cls(path)
+            await anyio.to_thread.run_sync(journal._open)
+            return journal
+
+        return await resources.acquire(("flush-journal", str(path)), opener)
+
+    async def release(self, resources: Resources) -> None:
+        """Give it back; the last one closes it."""
+        await resources.release(("flush-journal", str(self._directory)))
+
+    def _open(self) -> None:
+        from dgents.backends.files import layer
+
+        layer.make_directories(self._directory.parent)
+        self._lock.acquire()
+        try:
+            self._journal.open()
+            for sequence, data in self._journal.read():
+                entry = self._parse(data)
+                self._entries.setdefault(entry.actor, []).append(entry)
+                self._oldest.setdefault(entry.actor, sequence)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _parse(self, data: bytes) -> _Entry:
+        try:
+            return _decode(data)
+        except msgspec.DecodeError as error:
+            raise StateCorruptionError(
+                f"the journal {self._directory} holds a record that is no write: {error}",
+                path=str(self._directory),
+            ) from error
+
+    async def claim(self, actor: str) -> tuple[list[Record], list[Request]]:
+        """Return the writes of an actor that the journal holds, oldest first."""
+        entries = self._entries.pop(actor, None)
+        if entries is None and actor in self._oldest:  # claimed before: its actor restarts, and trusts only the disk
+            entries = await anyio.to_thread.run_sync(self._read_again, actor)
+        records: list[Record] = []
+        requests: list[Request] = []
+        for entry in entries or ():
+            while records and records[-1].version >= entry.version:
+                records.pop()  # written again under a newer owner
+            records.append(Record(entry.version, entry.epoch, entry.saved_at, entry.data, entry.schema))
+            requests += [Request(*request) for request in entry.requests]
+        return records, requests
+
+    def _read_again(self, actor: str) -> list[_Entry]:
+        self._reopen_if_broken()
+        entries = (self._parse(data) for _, data in self._journal.read(self._oldest[actor]))
+        return [entry for entry in entries if entry.actor == actor]
+
+    def _reopen_if_broken(self) -> None:
+        """After a failed sync nothing is trusted: the journal is read again from the disk."""
+        if self._broken:
+            self._journal.close()
+            self._journal.open()
+            self._broken = False
+
+    async def commit(self, writes: Sequence[Write]) -> Sequence[DgentError | None]:
+        """Append the writes in one batch, with one sync."""
+        entries: list[bytes] = []
+        firsts: list[tuple[str, int]] = []
+        for write in writes:
+            requests = [(request.id, request.version, request.result) for request in write.requests]
+            firsts.append((write.actor, len(entries)))
+            last = write.records[-1]
+            for record in write.records[-max(write.backend.max_history, 1) :]:
+                entries.append(_entry(write, record, requests if record is last else []))
+        first = await anyio.to_thread.run_sync(self._append, entries)
+        for actor, offset in firsts:
+            self._oldest.setdefault(actor, first + offset)
+        return [None] * len(writes)
+
+    def _append(self, entries: list[bytes]) -> int:
+        self._reopen_if_broken()
+        try:
+            return self._journal.append(entries)
+        except BaseException:
+            self._broken = True
+            raise
+
+    def forget(self, actor: str) -> bool:
+        """The actor's store has all of its writes; return whether the journal may be trimmed."""
+        self._entries.pop(actor, None)
+        return self._oldest.pop(actor, None) is not None
+
+    async def trim(self) -> None:
+        """Drop the segments in which no write is needed any more."""
+        await anyio.to_thread.run_sync(self._trim)
+
+    def _trim(self) -> None:
+        if self._broken:
+            return
+        before = min(self._oldest.values(), default=self._journal.next)
+        if before >= self._journal.next and self._journal.size > 1 << 20:
+            self._journal.roll()  # all of it is stored: begin a new segment, so that the old one can go
+        self._journal.trim(before)
+
+    async def close(self) -> None:
+        """Trim what is stored, and let go of the directory."""
+        await anyio.to_thread.run_sync(self._close)
+
+    def _close(self) -> None:
+        try:
+            if not self._oldest and not self._broken and self._journal.next > self._journal.first:
+                self._journal.roll()
+                self._journal.trim(self._journal.next)
+            self._journal.close()
+        finally:
+            self._lock.release()
+
+
+def _entry(write: Write, record: Record, requests: list[Any]) -> bytes:
+    return _encode(
+        _Entry(write.actor, record.version, record.epoch, record.saved_at, record.schema, record.data, requests)
+    )

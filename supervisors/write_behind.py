@@ -1,0 +1,260 @@
+"""Write-behind: an actor's writes are acknowledged first, and reach the store a little later, many as one.
+
+The actor keeps its versions in memory, as a volatile one does; this carries them to the store. Nothing is copied
+when a write is acknowledged: a flush takes what is newer than the store from the actor's memory, and of that only what
+the history bound would keep.
+
+Invariants
+  1. What was acknowledged is in the actor's memory until the store has it; with a journal it is on disk as well.
+  2. One flush at a time; ``stored`` grows only when the store has answered.
+  3. While the store is away nothing is dropped: the flush is tried again with backoff, and once `_MOST_BEHIND` times
+     ``max_pending`` writes are at risk, writers wait at the gate.
+
+| the actor is | becomes     | by                                                           |
+|--------------|-------------|--------------------------------------------------------------|
+| clean        | dirty       | `mark`, a write was acknowledged                             |
+| dirty        | flushing    | `_flush_once`, after ``max_delay`` or ``max_pending``        |
+| flushing     | clean/dirty | `_flushed`, the store has it                                 |
+| flushing     | dirty       | `_try_again`, the store failed: it is reopened and asked     |
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from dgents.runtime.commit import Staged
+from dgents.runtime.contract import Record, Request
+from dgents.runtime.errors import DgentError, OwnershipLostError
+from dgents.supervisors.policy import Backoff
+
+if TYPE_CHECKING:
+    from dgents.runtime.actor import Cell
+    from dgents.supervisors.cached import WriteBehindBackend
+
+
+_MOST_BEHIND = 16
+
+
+@dataclass(frozen=True)
+class Flush:
+    """When a write-behind cache writes to its store.
+
+    Args:
+        max_delay: seconds that a write waits at most. Without a journal, this is what a crash can lose.
+        max_pending: writes of one actor after which it is flushed at once; at 16 times as many, writers wait.
+        journal: a directory on a local disk. A write is in it, synced, before it is acknowledged, and is replayed
+            after a crash. None: no journal.
+    """
+
+    max_delay: float = 0.05
+    max_pending: int = 1000
+    _: KW_ONLY
+    journal: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_delay < 0 or self.max_pending < 1:
+            raise ValueError(
+                f"Flush: max_delay is {self.max_delay} (seconds, 0 or more), "
+                f"max_pending is {self.max_pending} (1 or more)"
+            )
+
+
+class WriteBehind:
+    """What one actor has acknowledged and its store does not have yet."""
+
+    def __init__(self, cell: Cell, backend: WriteBehindBackend, flush: Flush, stored: int) -> None:
+        assert backend.inner.store is not None, "write-behind needs a store"
+        self.journaled = flush.journal is not None
+        self.acknowledged = stored  # the newest version that may be stored: with a journal, it has it
+        self.stored = stored  # the newest version that the store is known to have
+        self.since: float | None = None  # when the oldest write at risk was acknowledged, on the loop's clock
+        self._journaled: list[Record] = []  # what the journal has, as far as the history bound keeps it
+        self.requests: list[Request] = []  # request ids to be stored with the next flush
+        self._cell = cell
+        self._backend = backend
+        self._flush = flush
+        self._hurried = stored + flush.max_pending  # the version at which a flush no longer waits
+        self._committer = cell.runtime.committer(backend.inner.store)
+        self._backoff = Backoff(0.05, 5.0)
+        self._attempts = 0
+        self._running = False
+        self._in_flight: Staged | None = None
+        self._settled: Any = None
+        self._pausing: Any = None
+        self._waiters: list[tuple[int, Any]] = []
+        self._full: Staged | None = None  # the gate at which writers wait
+
+    @property
+    def count(self) -> int:
+        """How many writes are at risk."""
+        return self.acknowledged - self.stored
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes of states are at risk."""
+        return sum(len(record.data or b"") for record in self._records())
+
+    def mark(self, version: int | None = None) -> None:
+        """Take note that the actor acknowledged a version: its newest, if it is not given."""
+        version = self.acknowledged = self._cell.version if version is None else version
+        if self._running:
+            if version >= self._hurried:
+                self._hurry()
+        else:
+            self._running = True
+            self.since = self._cell.loop.time()
+            self._cell.loop.start(self._run)
+
+    def acknowledge(self, staged: Staged) -> None:
+        """Take note that the journal has these versions."""
+        self.requests += staged.requests
+        self._take(staged.records)
+        self.mark(staged.last)
+
+    def replay(self, records: list[Record], requests: list[Request]) -> None:
+        """Take over what the journal had of an earlier life."""
+        self.requests += requests
+        self._take(records)
+        self.mark(records[-1].version)
+
+    def _take(self, records: list[Record]) -> None:
+        self._journaled += records
+        del self._journaled[: -max(self._backend.max_history, 1)]
+
+    async def flush(self) -> None:
+        """Return when all that was acknowledged until now is in the store."""
+        if self.count == 0:
+            return
+        waiter = self._cell.loop.waiter()
+        self._waiters.append((self.acknowledged, waiter))
+        self._hurry()
+        error = await waiter
+        if error is not None:
+            raise error
+
+    async def _run(self) -> None:
+        while self.count:
+            if self.acknowledged < self._hurried and not self._waiters:
+                await self._pause(self._flush.max_delay)
+            await self._flush_once()
+        self._running = False
+
+    async def _flush_once(self) -> None:
+        staged = Staged(self._cell)
+        staged.records = self._records()
+        staged.base = self.stored
+        assert staged.records, "invariant 1"
+        staged.requests = [request for request in self.requests if request.version <= staged.last]
+        self._in_flight = staged
+        self._settled = self._cell.loop.waiter()
+        self._committer.submit(staged)
+        error: DgentError | None = await self._settled
+        self._in_flight = None
+        if error is None:
+            self._flushed(staged.last)
+        elif getattr(error, "retryable", True):
+            await self._try_again(error)
+        else:
+            self._lost(error)
+
+    def _records(self) -> list[Record]:
+        """Return the versions that the store does not have, as far as they are kept."""
+        cell = self._cell
+        if self.journaled:
+            return [replace(record, epoch=cell.epoch) for record in self._journaled if record.version > self.stored]
+        return [
+            Record(form.version, cell.epoch, form.saved_at or cell.saved_at, form.data, cell.codec.version)
+            for form in cell.versions_after(self.stored)
+        ]
+
+    def settled(self, staged: Staged, error: DgentError | None) -> bool:
+        """Take note of what became of a flush; return False if ``staged`` is none."""
+        if staged is not self._in_flight:
+            return False
+        self._settled.set_result(error)
+        return True
+
+    def _flushed(self, version: int) -> None:
+        writes, self._attempts = version - self.stored, 0
+        self.stored = version
+        self.since = self._cell.loop.time() if self.count else None
+        self.requests = [request for request in self.requests if request.version > version]
+        self._hurried = version + self._flush.max_pending
+        self._cell.runtime.emit("flushed", self._cell.name, version=version, writes=writes)
+        self._open_gate()
+        self._answer(None)
+        if not self.count:
+            self._backend.forget_journal(self._cell)
+
+    def _answer(self, error: DgentError | None) -> None:
+        waiting, self._waiters = self._waiters, []
+        for version, waiter in waiting:
+            if error is None and version > self.stored:
+                self._waiters.append((version, waiter))
+            elif not waiter.done():
+                waiter.set_result(error)
+
+    def _lost(self, error: DgentError) -> None:
+        """The store refuses for good: say what was not written, and stop."""
+        self._cell.runtime.emit(
+            "flush_failed", self._cell.name, error=error, version=self.acknowledged, lost=self.count
+        )
+        if isinstance(error, OwnershipLostError):
+            self._cell.runtime.emit("ownership_lost", self._cell.name, error=error)
+        self.stored = self.acknowledged
+        if self._full is not None:
+            self._full.refuse(error)
+            self._full = None
+        self._answer(error)
+        self._cell.stop_after(error)
+
+    async def _try_again(self, error: DgentError) -> None:
+        """The store is away: reopen it after a pause, and find out what it has."""
+        self._attempts += 1
+        delay = self._backoff.delay(self._attempts)
+        self._cell.runtime.emit(
+            "flush_failed", self._cell.name, error=error, version=self.acknowledged, at_risk=self.count, delay=delay
+        )
+        self._close_gate()
+        await self._cell.loop.sleep(delay)
+        try:
+            opened = await self._backend.reopen()
+        except DgentError as reason:
+            if not getattr(reason, "retryable", True):
+                self._lost(reason)
+            return  # the next flush finds out whether it is still away
+        self._cell.epoch = opened.epoch
+        stored = opened.record.version if opened.record is not None else 0
+        if stored > self.stored:
+            self._flushed(min(stored, self.acknowledged))
+
+    # Waiting
+
+    def _close_gate(self) -> None:
+        """Let writers wait once too much is at risk."""
+        if self._full is None and self.count >= _MOST_BEHIND * self._flush.max_pending and self._cell.gate is None:
+            self._full = self._cell.gate = Staged(self._cell)
+            self._full.gathering = False
+
+    def _open_gate(self) -> None:
+        if self._full is not None:
+            self._full.open()
+            self._full = None
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless somebody is in a hurry."""
+        pause = self._pausing = self._cell.loop.waiter()
+        timer = self._cell.loop.call_later(seconds, self._hurry)
+        await pause
+        timer.cancel()
+        self._pausing = None
+
+    def _hurry(self) -> None:
+        if self._pausing is not None and not self._pausing.done():
+            self._pausing.set_result(None)
+        elif self._in_flight is not None:
+            self._close_gate()
