@@ -21,7 +21,6 @@ from dgents.backends.file_upkeep import Place, drop_log, keep_up, read_head
 from dgents.runtime.contract import Record, Write
 from dgents.runtime.errors import StorageError
 
-
 _UNLOGGED_BYTES = 4096  # of versions that the main file holds in place of the log
 
 
@@ -37,7 +36,7 @@ class Prepared:
         self.untrusted = False  # an fsync or a rename failed
         self._main: int | None = None
         self._log: int | None = None
-        self._log_id = place.log_id
+        self._log_id: tuple[int, int] | None = None
         self._mark = LogMark()
         self._unlogged: list[bytes] = []
         self._state_bytes = 0
@@ -52,6 +51,7 @@ class Prepared:
         place = self.place
         by_log = place.continues and place.settings.deltas and place.shape == place.settings.shape
         keep_up(place)
+        self._log_id = place.log_id
         if by_log:
             self.in_place = True
             records = newest(self.write.records, max(1, place.settings.max_history))
@@ -140,8 +140,11 @@ class Prepared:
         if any(is_delta(record) for record in records):
             found = load(place.path) if is_delta(records[0]) else None
             whole = make_whole(records, found.current() if found else None)
-        kept = [encode_entries([record], [], place.settings.shape) for record in whole[-bound:]] if bound else []
-        earlier = self._move_to_log([*place.unlogged, *kept][-bound:], whole[-1].version)
+        entries: list[bytes] = []
+        if bound:
+            entries += [encode_entries([record], [], place.settings.shape) for record in whole[-bound:]]
+            entries = [*place.unlogged, *entries][-bound:]
+        earlier = self._move_to_log(entries, whole[-1].version)
         requests = [*place.requests, *self.write.requests][-REQUESTS_KEPT:]
         content = place.main_file(whole[-1], self._mark, requests, earlier)
         self._state_bytes = len(whole[-1].data or b"")

@@ -83,7 +83,7 @@ for i = 1, #writes, 3 do
   local found = pcall('GETRANGE', key, 0, 19)
   if type(found) == 'table' then
     refuse(i, 1, found.err)
-  elseif false then
+  elseif found == '' and call('EXISTS', key) == 1 then
     refuse(i, 0, '?')  -- an empty string of somebody else's
   elseif found ~= expected then
     refuse(i, 0, call('GETRANGE', key, 0, 60))

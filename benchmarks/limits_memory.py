@@ -11,6 +11,7 @@ import msgspec
 
 from dgents.benchmarks.bench import Bench
 from dgents.benchmarks.idle import Idle
+from dgents.benchmarks.loops import HAS_TRIO
 from dgents.benchmarks.measure import Contender, Sample
 from dgents.benchmarks.ours import Dgent, volatile
 from dgents.benchmarks.peers import Peer
@@ -30,7 +31,7 @@ def run(bench: Bench) -> None:
     """Measure every row."""
     ours = _ours(bench)
     _against_locks(bench, ours)
-    for row, round in ours.items():
+    for row, round in ours.items() if HAS_TRIO else ():
         bench.compare(
             f"trio: {row}",
             Contender("dgents on trio", round, loop="trio"),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
 from typing import Any
+
+HAS_TRIO = find_spec("trio") is not None  # an optional dependency: without it, its rows are left out
 
 
 async def run_tasks(worker: Callable[[int], Any], count: int) -> None:

@@ -51,8 +51,8 @@ def patterns() -> list[Pattern]:
     ]
     backends: dict[str, MakeAgent] = {
         "volatile": volatile(),
-        "file, JSON": file("json"),
-        "file, MessagePack": file("msgpack"),
+        "file json": file("json"),
+        "file msgpack": file("msgpack"),
         "SQLite": sqlite(),
     }
     for backend, agent in backends.items():

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dgents
 from dgents.benchmarks.loops import run_tasks, yielding
@@ -89,8 +89,6 @@ def sqlite(max_history: int = 100) -> MakeAgent:
     return lambda directory: dgents.SQLAgent(str(directory / "state.db"), max_history=max_history)
 
 
-def file(format: str = "json", max_history: int = 100) -> MakeAgent:
-    """Return what makes agents of one directory of files."""
-    return lambda directory: dgents.PersistentAgent(
-        directory / "states", format=format, max_history=max_history
-    )
+def file(format: Literal["json", "msgpack"] = "json") -> MakeAgent:
+    """Return what makes agents of one folder, with a file each."""
+    return lambda directory: dgents.PersistentAgent(f"{directory}/states/", format=format)

@@ -28,9 +28,7 @@ def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure  # an optional dependency
     except ModuleNotFoundError as error:
-        raise ImportError(
-            "plots need matplotlib, which is not installed; pip install 'dgents[bench]'"
-        ) from error
+        raise ImportError("plots need matplotlib, which is not installed; pip install 'dgents[bench]'") from error
     return Figure
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from dgents.benchmarks.result import Result, Run
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]
+Cell: TypeAlias = Callable[[Result], str]
 
 
 def number(value: float | None) -> str:
@@ -26,26 +27,15 @@ def number(value: float | None) -> str:
 
 
 def table(title: str, results: Sequence[Result]) -> Table:
-    """Return the rows of one suite; columns that no row fills are left out."""
-    shown = _blank(title)
-    shown.add_column("", overflow="fold", min_width=min(24, max(len(result.row) for result in results)))
-    columns = [
-        (heading, cells)
-        for heading, cell in _columns(results).items()
-        if any(cells := [cell(result) for result in results])
-    ]
-    for heading, _ in columns:
-        shown.add_column(heading, justify="left" if heading == "peer" else "right", no_wrap=heading != "peer")
-    for number_of_row, result in enumerate(results):
-        shown.add_row(result.row, *(cells[number_of_row] or "-" for _, cells in columns))
-    return shown
+    """Return the rows of one suite."""
+    return _filled(title, results, _columns(results))
 
 
-def _columns(results: Sequence[Result]) -> dict[str, Callable[[Result], str]]:
+def _columns(results: Sequence[Result]) -> dict[str, Cell]:
     """Return what to show under each heading; "" where a row has nothing to show."""
     units = {result.unit for result in results}
     figure = next(iter(units)) if len(units) == 1 else "median"
-    columns: dict[str, Callable[[Result], str]] = {
+    columns: dict[str, Cell] = {
         figure: lambda result: number(result.figure) + (f" {result.unit}" if len(units) > 1 else ""),
         "min max": extremes,
         "peer's": lambda result: number(result.peer_figure),
@@ -59,7 +49,7 @@ def _columns(results: Sequence[Result]) -> dict[str, Callable[[Result], str]]:
     return columns
 
 
-def _detail(heading: str) -> Callable[[Result], str]:
+def _detail(heading: str) -> Cell:
     return lambda result: number(result.details.get(heading))
 
 
@@ -73,32 +63,22 @@ def extremes(result: Result) -> str:
 def changes(old: Run, new: Run) -> Table:
     """Return how each row of ``new`` changed against the same row of ``old``.
 
-    A row whose new median lies between the old rounds' extremes is called noise, not change. The ratios to
-    the peer are shown too: they are the ones to trust between two machines or two days.
+    The ratios to the peer are shown too: they are the ones to trust between two machines or two days.
     """
-    shown = _blank(f"Change since {old.environment.date}")
-    shown.add_column("suite")
-    shown.add_column("row", overflow="fold")
-    for heading in ("before", "now", "change", "ratio before", "ratio now"):
-        shown.add_column(heading, justify="right")
-    shown.add_column("")
     before = {result.identity: result for result in old.results}
-    for now in new.results:
-        was = before.get(now.identity)
-        if was is None:
-            shown.add_row(now.suite, now.row, "", number(now.figure), "new", "", _times(now.ratio), "")
-            continue
-        shown.add_row(
-            now.suite,
-            now.row,
-            f"{number(was.figure)} {was.unit}",
-            f"{number(now.figure)} {now.unit}",
-            f"{change(was, now):+.0%}",
-            _times(was.ratio),
-            _times(now.ratio),
-            verdict(was, now),
-        )
-    return shown
+
+    def if_known(cell: Callable[[Result, Result], str]) -> Cell:
+        return lambda now: cell(before[now.identity], now) if now.identity in before else ""
+
+    columns: dict[str, Cell] = {
+        "before": if_known(lambda was, now: number(was.figure)),
+        "now": lambda now: f"{number(now.figure)} {now.unit}",
+        "change": lambda now: f"{change(before[now.identity], now):+.0%}" if now.identity in before else "new",
+        "": if_known(verdict),
+        "ratio before": if_known(lambda was, now: _times(was.ratio)),
+        "ratio now": lambda now: _times(now.ratio),
+    }
+    return _filled(f"Change since {old.environment.date}", new.results, columns)
 
 
 def change(was: Result, now: Result) -> float:
@@ -107,8 +87,10 @@ def change(was: Result, now: Result) -> float:
 
 
 def verdict(was: Result, now: Result) -> str:
-    """Return "noise", "better" or "worse"."""
-    if was.low <= now.figure <= was.high:
+    """Return "noise" where the rounds of both runs overlap, else "better" or "worse"; "" for single rounds."""
+    if was.rounds < 2 or now.rounds < 2:
+        return ""
+    if was.low <= now.high and now.low <= was.high:
         return "noise"
     return "better" if (now.figure > was.figure) == (now.better == "higher") else "worse"
 
@@ -138,15 +120,20 @@ def progress(console: Console) -> Iterator[OnProgress]:
         yield on_progress
 
 
-def _blank(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
+def _filled(title: str, results: Sequence[Result], columns: dict[str, Cell]) -> Table:
+    """Return a table of ``results``; columns that no row fills are left out, and cells without content get "-"."""
+    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0)
+    shown.add_column("", overflow="fold", min_width=18)
+    filled = []
+    for heading, cell in columns.items():
+        cells = [cell(result) for result in results]
+        if any(cells):
+            filled.append(cells)
+            peer = heading == "peer"  # the one column of words, which may be folded
+            shown.add_column(heading, justify="left" if peer else "right", no_wrap=not peer)
+    for row, result in enumerate(results):
+        shown.add_row(result.row, *(cells[row] or "-" for cells in filled))
+    return shown
 
 
 def _times(ratio: float | None) -> str:

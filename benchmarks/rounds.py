@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from dgents.benchmarks.loops import run_tasks
 from dgents.benchmarks.measure import Sample
+from dgents.benchmarks.ours import Dgent
 from dgents.benchmarks.peers import Operation, Peer
 from dgents.benchmarks.states import profile
 
@@ -56,7 +57,7 @@ def saves(make: MakePeer, count: int, *, tasks: int = 1) -> Round:
             details = _commits(peer)
         finally:
             await peer.close()
-        found = await _visits(make(), directory, tasks, reopen=True)
+        found = await _reopened(make(), directory, tasks)
         return Sample(
             operations=each * tasks,
             seconds=seconds,
@@ -69,49 +70,64 @@ def saves(make: MakePeer, count: int, *, tasks: int = 1) -> Round:
     return round
 
 
-def increments(
-    make: MakePeer, tasks: int, each: int, *, keys: int = 1, initial: Any = None, durable: bool = False
-) -> Round:
+def increments(make: MakePeer, tasks: int, each: int, *, keys: int = 1, initial: Any = None) -> Round:
     """Increment ``each`` times from each of ``tasks`` tasks; every one of them must be in the sum.
 
-    Task n increments key n modulo ``keys``. With ``durable``, each increment's latency is recorded; what
-    takes less than a microsecond would be distorted by that.
+    Task n increments key n modulo ``keys``. No latencies: it would distort what takes less than a microsecond.
     """
 
     async def round(directory: Path) -> Sample:
         peer = make()
         await peer.setup(directory, profile() if initial is None else initial, keys)
-        latencies: list[float] = []
         try:
-            work = (
-                _timed(peer.increment, each, keys, latencies)
-                if durable
-                else _plain(peer.increment, each, keys)
-            )
+            work = _plain(peer.increment, each, keys)
             started = perf_counter()
             await run_tasks(work, tasks)
             seconds = perf_counter() - started
-            found = [] if durable else await _visits(peer, directory, keys)
-            details = _commits(peer)
+            found = await _visits(peer, keys)
         finally:
             await peer.close()
-        if durable:
-            found = await _visits(make(), directory, keys, reopen=True)
+        expected = [tasks * each // keys] * keys
+        return Sample(operations=tasks * each, seconds=seconds, expected=expected, found=found)
+
+    return round
+
+
+def durable_increments(
+    make: Callable[[], Dgent], tasks: int, each: int, *, keys: int = 1, max_history: int = 100
+) -> Round:
+    """Do the same with actors that are stored, and record latencies.
+
+    Every increment must be there when everything was closed and is opened again, and so must as many versions as
+    ``max_history`` says.
+    """
+
+    async def round(directory: Path) -> Sample:
+        dgent = make()
+        await dgent.setup(directory, profile(), keys)
+        latencies: list[float] = []
+        try:
+            work = _timed(dgent.increment, each, keys, latencies)
+            started = perf_counter()
+            await run_tasks(work, tasks)
+            seconds = perf_counter() - started
+            details = _commits(dgent)
+        finally:
+            await dgent.close()
+        written = 1 + tasks * each // keys  # the initial state is a version too
         return Sample(
             operations=tasks * each,
             seconds=seconds,
             latencies=latencies,
-            expected=[tasks * each // keys] * keys,
-            found=found,
+            expected=([written - 1] * keys, min(written, max(max_history, 1))),
+            found=await _stored(make(), directory, keys),
             details=details,
         )
 
     return round
 
 
-def _saving(
-    operation: Operation, each: int, keys: int, latencies: list[float]
-) -> Callable[[int], Awaitable[None]]:
+def _saving(operation: Operation, each: int, keys: int, latencies: list[float]) -> Callable[[int], Awaitable[None]]:
     async def work(number: int) -> None:
         key = () if keys == 1 else (number,)
         state = profile()
@@ -137,9 +153,7 @@ def _plain(operation: Operation, each: int, keys: int) -> Callable[[int], Awaita
     return work
 
 
-def _timed(
-    operation: Operation, each: int, keys: int, latencies: list[float]
-) -> Callable[[int], Awaitable[None]]:
+def _timed(operation: Operation, each: int, keys: int, latencies: list[float]) -> Callable[[int], Awaitable[None]]:
     async def work(number: int) -> None:
         key = () if keys == 1 else (number % keys,)
         for _ in range(each):
@@ -150,24 +164,35 @@ def _timed(
     return work
 
 
-async def _visits(peer: Peer, directory: Path, keys: int = 1, *, reopen: bool = False) -> list[int]:
-    """Read how often each key was incremented; with ``reopen``, from what ``directory`` holds."""
-    if reopen:
-        await peer.setup(directory, None, keys)
-    try:
-        states = [await (peer.load() if keys == 1 else peer.load(key)) for key in range(keys)]
-    finally:
-        if reopen:
-            await peer.close()
+async def _visits(peer: Peer, keys: int) -> list[int]:
+    """Read how often each key was incremented."""
+    states = [await (peer.load() if keys == 1 else peer.load(key)) for key in range(keys)]
     return [state if isinstance(state, int) else state["visits"] for state in states]
+
+
+async def _reopened(peer: Peer, directory: Path, keys: int) -> list[int]:
+    """Read the same from what ``directory`` holds."""
+    await peer.setup(directory, None, keys)
+    try:
+        return await _visits(peer, keys)
+    finally:
+        await peer.close()
+
+
+async def _stored(dgent: Dgent, directory: Path, keys: int) -> tuple[list[int], int]:
+    """Read the same from what ``directory`` holds, and how many versions of the first key there are."""
+    await dgent.setup(directory, None, keys)
+    try:
+        return await _visits(dgent, keys), len(await dgent.refs[0].history())
+    finally:
+        await dgent.close()
 
 
 def _commits(peer: Peer) -> dict[str, float]:
     """Return how long the store's commits took, if the peer is one of ours and has a store."""
-    runtime = getattr(peer, "runtime", None)
-    if runtime is None:
+    if not isinstance(peer, Dgent):
         return {}
-    first = next(iter(runtime.stats().values()))
+    first = next(iter(peer.runtime.stats().values()))
     if first.commit_p50 is None or first.commit_p99 is None:
         return {}
     return {"commit p50 ms": first.commit_p50 * 1e3, "commit p99 ms": first.commit_p99 * 1e3}

@@ -233,8 +233,9 @@ class Cell(StateTurns):
 
     def describe(self) -> str:
         """Return the actor in a line, for the tree."""
-        return f"{self.name} [{type(self.agent).__name__}] {self.phase.value}, version {self.version}, {self.turns} turns" + (
-            f", {self.restarts} restarts" if self.restarts else ""
+        return (
+            f"{self.name} [{type(self.agent).__name__}] {self.phase.value}, version {self.version}, {self.turns} turns"
+            + (f", {self.restarts} restarts" if self.restarts else "")
         )
 
     def abandon(self, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 A failed commit leaves its writes *in doubt*: they may or may not have been stored. The actor is restarted by its
 supervisor's policy, which reopens the backend and re-reads it (after a failed fsync nothing in memory or in the page
-cache is trusted; PostgreSQL's lesson of 2018). Each write names its owner's epoch and its version, so the stored version
+cache is trusted; PostgreSQL's lesson of 2018). Each write names its owner's epoch and version, so the stored version
 tells which of the writes are there. Those are answered as done; the others are committed once more; what fails twice
 is answered with an error whose ``outcome`` is true: ``rolled_back``, or ``unknown`` if the store could not be asked.
 """

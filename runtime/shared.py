@@ -3,7 +3,8 @@
 The actor keeps the last version that it knows, and trusts it only as far as the store confirms it: the queued turns
 run one after the other on that version in memory, and what they wrote goes out as one compare-and-set. If somebody
 else wrote first, the newest version is read and the same turns are run again (optimistic concurrency control; Kung
-and Robinson, 1981). A batch that only read is confirmed by one read. So a batch costs one round trip when nobody interferes.
+and Robinson, 1981). A batch that only read is confirmed by one read.
+So a batch costs one round trip when nobody interferes.
 """
 
 from __future__ import annotations

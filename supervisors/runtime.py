@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from dgents.runtime.actor import Cell
@@ -10,6 +12,7 @@ from dgents.runtime.contract import Agent
 from dgents.runtime.portal import SyncProxy, in_thread
 from dgents.runtime.ref import Ref
 from dgents.runtime.runtime import BaseRuntime
+from dgents.supervisors.checkpoints import bring_up, read_checkpoint, write_checkpoint
 from dgents.supervisors.policy import Backoff, Restart, Strategy
 from dgents.supervisors.tree import Supervisor
 
@@ -35,6 +38,7 @@ class Runtime(BaseRuntime):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._root = Supervisor(self, "root")
+        self._restores: tuple[str | Path, Mapping[str, Agent] | None] | None = None
 
     async def spawn(
         self,
@@ -90,6 +94,64 @@ class Runtime(BaseRuntime):
         return await self._root.supervisor(
             name, strategy=strategy, max_restarts=max_restarts, within=within, backoff=backoff
         )
+
+    async def checkpoint(self, path: str | Path, refs: Sequence[Ref[Any]] | None = None) -> None:
+        """Write one consistent cut of several actors to a file: their states, and their queued `tell` messages.
+
+        Args:
+            path: the file; replaced as a whole if it exists.
+            refs: the actors; all that run if left out.
+
+        Raises:
+            StateSerializationError: a queued message or a state is not data that another process could read.
+            StorageError: the file can't be written.
+        """
+        await write_checkpoint(path, refs if refs is not None else [self.get(name) for name in self.names()])
+
+    @classmethod
+    def restore(cls, path: str | Path, *, agents: Mapping[str, Agent] | None = None, **options: Any) -> Runtime:
+        """Return a runtime that begins with the actors of a checkpoint: ``async with Runtime.restore(path) as rt:``.
+
+        Args:
+            path: the checkpoint file.
+            agents: what the actors are made of, by name, where the file can't tell (functions, secrets).
+            options: those of `Runtime`.
+
+        Raises:
+            StateCorruptionError: on entering, if the file is damaged.
+            StateSerializationError: on entering, if an actor's agent must be given.
+        """
+        runtime = cls(**options)
+        runtime._restores = (path, agents)
+        return runtime
+
+    async def __aenter__(self) -> Runtime:
+        await super().__aenter__()
+        if self._restores is not None:
+            try:
+                path, agents = self._restores
+                await self.fork(path, agents=agents)
+            except BaseException as error:
+                await self.__aexit__(type(error), error, error.__traceback__)
+                raise
+        return self
+
+    async def fork(
+        self,
+        path: str | Path,
+        rename: Callable[[str], str] = str,
+        *,
+        agents: Mapping[str, Agent] | None = None,
+    ) -> list[Ref[Any]]:
+        """Bring up the actors of a checkpoint in this runtime, beside the originals, and return their refs.
+
+        Args:
+            path: the checkpoint file.
+            rename: gives each actor its name here.
+            agents: what the actors are made of, by their names in the file, where that can't be told from it or is to
+                be another (a file of its own, for example).
+        """
+        return await bring_up(self, await read_checkpoint(path), agents, rename)
 
     def children(self) -> list[str]:
         """Return the names of the root's children, in the order in which they were started."""

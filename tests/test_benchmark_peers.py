@@ -13,7 +13,7 @@ from dgents.benchmarks.idle import idle
 from dgents.benchmarks.loops import run_tasks
 from dgents.benchmarks.lost_updates import Pattern, increment_round, patterns
 from dgents.benchmarks.measure import Loop, VerificationError
-from dgents.benchmarks.ours import Dgent, file, sqlite, volatile
+from dgents.benchmarks.ours import Dgent, MakeAgent, file, sqlite, volatile
 from dgents.benchmarks.peers import Peer
 from dgents.benchmarks.peers.lock import Lock
 from dgents.benchmarks.peers.queue_actor import QueueActor
@@ -21,7 +21,7 @@ from dgents.benchmarks.peers.raw_file import RawFile
 from dgents.benchmarks.peers.raw_journal import RawJournal
 from dgents.benchmarks.peers.raw_sqlite import RawSqlite
 from dgents.benchmarks.peers.unlocked import Unlocked
-from dgents.benchmarks.rounds import increments, loads, saves
+from dgents.benchmarks.rounds import durable_increments, increments, loads, saves
 from dgents.benchmarks.states import profile
 
 MakePeer = Callable[[], Peer]
@@ -77,11 +77,26 @@ def test_a_round_of_saves_is_verified_after_opening_it_again(name: str, tasks: i
 
 
 @pytest.mark.parametrize("keys", [1, 3])
-@pytest.mark.parametrize("name", ["lock", "queue", "volatile", "dgents on SQLite", "dgents on files"])
+@pytest.mark.parametrize("name", ["lock", "queue", "volatile"])
 def test_a_round_of_increments_counts_every_one(name: str, keys: int, tmp_path: Path) -> None:
-    round = increments(PEERS[name], 6, 2, keys=keys, durable=name in DURABLE)
+    sample = anyio.run(increments(IN_MEMORY[name], 6, 2, keys=keys), tmp_path)
 
-    assert anyio.run(round, tmp_path).verified(name).found == [12 // keys] * keys
+    assert sample.verified(name).found == [12 // keys] * keys
+
+
+@pytest.mark.parametrize("keys", [1, 3])
+@pytest.mark.parametrize("agent", [sqlite(), file()], ids=["SQLite", "file"])
+def test_a_durable_round_counts_every_increment_and_version(agent: MakeAgent, keys: int, tmp_path: Path) -> None:
+    round = durable_increments(lambda: Dgent("dgents", agent), 6, 2, keys=keys)
+
+    assert anyio.run(round, tmp_path).verified("dgents").found == ([12 // keys] * keys, 1 + 12 // keys)
+
+
+def test_a_durable_round_that_kept_too_few_versions_is_no_sample(tmp_path: Path) -> None:
+    sample = anyio.run(durable_increments(lambda: Dgent("dgents", sqlite(3)), 6, 2), tmp_path)
+
+    with pytest.raises(VerificationError, match=r"found \(\[12\], 3\)"):
+        sample.verified("dgents")
 
 
 def test_a_round_of_increments_finds_lost_updates(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -42,9 +42,7 @@ def leave_a_file(directory: Path) -> None:
     (directory / "state").write_bytes(b"state")
 
 
-def contender(
-    name: str = "ours", seconds: float = 1.0, found: Any = 10, log: list[str] | None = None
-) -> Contender:
+def contender(name: str = "ours", seconds: float = 1.0, found: Any = 10, log: list[str] | None = None) -> Contender:
     async def round(directory: Path) -> Sample:
         leave_a_file(directory)
         if log is not None:
@@ -90,9 +88,7 @@ def test_the_spread_is_the_median_and_the_extremes() -> None:
     assert spread([5.0, 1.0, 3.0]) == (3.0, 1.0, 5.0)
 
 
-@pytest.mark.parametrize(
-    ("share", "expected"), [(0.5, 500), (0.99, 990), (0.999, 999), (1.0, 1000), (0.0, 1)]
-)
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 500), (0.99, 990), (0.999, 999), (1.0, 1000), (0.0, 1)])
 def test_a_percentile_is_the_nearest_rank_whatever_the_order(share: float, expected: int) -> None:
     values = list(range(1, 1001))
     random.Random(1).shuffle(values)
@@ -244,16 +240,24 @@ def test_a_table_shows_ratio_target_and_details() -> None:
 
 
 @pytest.mark.parametrize(
-    ("figure", "better", "expected"),
+    ("rounds", "better", "expected"),
     [
-        (1200, "higher", "noise"),
-        (2000, "higher", "better"),
-        (2000, "lower", "worse"),
-        (1000, "lower", "better"),
+        ((1250, 1400, 1500), "higher", "noise"),
+        ((1900, 2000, 2100), "higher", "better"),
+        ((1900, 2000, 2100), "lower", "worse"),
+        ((900, 1000, 1050), "lower", "better"),
     ],
 )
-def test_a_change_within_the_old_spread_is_noise(figure: float, better: Any, expected: str) -> None:
-    assert verdict(result(), result(figure=figure, better=better)) == expected
+def test_a_change_within_the_spread_is_noise(
+    rounds: tuple[float, float, float], better: Literal["higher", "lower"], expected: str
+) -> None:
+    low, figure, high = rounds
+
+    assert verdict(result(), result(low=low, figure=figure, high=high, better=better)) == expected
+
+
+def test_single_rounds_have_no_spread_and_no_verdict() -> None:
+    assert verdict(result(rounds=1), result(figure=5000.0)) == ""
 
 
 def test_a_comparison_shows_the_change_of_each_row_and_which_are_new() -> None:

@@ -178,6 +178,15 @@ async def test_what_somebody_else_stored_is_left_as_it_is(server: RedisServer, o
         assert client.dump("dgents:{user/7}") == before
 
 
+@pytest.mark.parametrize("theirs", ["", "theirs"])
+async def test_what_somebody_else_stores_meanwhile_is_not_overwritten(server: RedisServer, theirs: str) -> None:
+    async with opened(server.url) as (backend, _):
+        with server.client() as client:
+            client.set("dgents:{user/7}", theirs)
+            assert isinstance(await commit(backend, 1), StateCorruptionError)
+            assert client.get("dgents:{user/7}") == theirs.encode()
+
+
 async def test_a_foreign_history_key_refuses_the_write_whole(server: RedisServer) -> None:
     async with opened(server.url, max_history=3) as (backend, _):
         with server.client() as client:
