@@ -21,7 +21,7 @@ from dgents.backends.file_upkeep import Place, drop_log, keep_up, read_head
 from dgents.runtime.contract import Record, Write
 from dgents.runtime.errors import StorageError
 
-_UNLOGGED_BYTES = 4096  # of versions that the main file holds in place of the log
+UNLOGGED_BYTES = 4096  # of versions that the main file holds in place of the log
 
 
 class Prepared:
@@ -160,7 +160,7 @@ class Prepared:
         """
         place = self.place
         deltas = place.settings.deltas
-        if not deltas and sum(map(len, entries)) <= _UNLOGGED_BYTES:
+        if not deltas and sum(map(len, entries)) <= UNLOGGED_BYTES:
             self._unlogged = entries
             if place.settings.max_history:
                 self._mark = LogMark(place.end, place.count, place.last)
