@@ -40,6 +40,7 @@ from dgents.backends.segment import (
     new_salt,
     pack_batch,
     pack_header,
+    pack_mark,
     segment_path,
 )
 from dgents.runtime.errors import StateTooLargeError, StorageError
@@ -127,7 +128,7 @@ class Journal:
             StorageError: the journal refuses to go on until it is opened again. With the outcome
                 ``rolled_back`` the batch will not be there then, with ``unknown`` it may be.
         """
-        sizes = [len(record) for record in records]
+        sizes = list(map(len, records))
         if not sizes:
             return self.next
         if max(sizes) > self.max_record_bytes:
@@ -237,7 +238,7 @@ class Journal:
         """Make the last segment durable, with its mark, and only then begin another (invariant 5)."""
         self._failed = True
         with files.storage_errors(self.directory, "append"):
-            files.layer.write(old, pack_batch(self._salt, self.next, (), ()), self._end)
+            files.layer.write(old, pack_mark(self._salt, self.next), self._end)
             files.layer.fdatasync(old)
             self._sizes.append(self._end + BATCH_BYTES)
             fd = self._begin(self.next)
@@ -247,25 +248,27 @@ class Journal:
 
     def _write(self, fd: int, data: bytes) -> None:
         """Write and sync one batch; whatever interrupts it, the journal has to be opened again."""
-        path = segment_path(self.directory, self._firsts[-1])
         self._failed = True
-        # A write that fails has left out the last byte at least: the batch will be cut.
-        with files.storage_errors(path, "append"):
-            files.layer.write(fd, data, self._end)
-        files.layer.step("journal-written")
+        layer = files.layer
+        written = False
         try:
-            files.layer.fdatasync(fd)
+            layer.write(fd, data, self._end)
+            written = True
+            layer.step("journal-written")
+            layer.fdatasync(fd)
         except OSError as error:
+            path = segment_path(self.directory, self._firsts[-1])
             failure = files.storage_error(error, path, "append")
-            failure.outcome = "unknown"
+            # A write that failed left out the last byte at least: the batch will be cut.
+            failure.outcome = "unknown" if written else "rolled_back"
             raise failure from error
-        files.layer.step("journal-synced")
+        layer.step("journal-synced")
         self._failed = False
 
     def _mark(self, fd: int) -> None:
         """Note that everything so far is durable, so that damage is told from a torn write; nothing more."""
         with contextlib.suppress(OSError):
-            files.layer.write(fd, pack_batch(self._salt, self.next, (), ()), self._end)
+            files.layer.write(fd, pack_mark(self._salt, self.next), self._end)
         files.layer.step("journal-marked")
 
     def _read(self, start: int, firsts: list[int], end: int) -> Iterator[tuple[int, bytes]]:
@@ -289,9 +292,7 @@ class Journal:
             raise StorageError(f"{where} failed, what is on the disk is not known", hint="open() it again")
         if files.layer.status(self._fd).st_nlink == 0:
             hint = "nothing was written; restore the directory and open() it again"
-            raise StorageError(
-                f"the last segment of {where} was removed while open", retryable=False, hint=hint
-            )
+            raise StorageError(f"the last segment of {where} was removed while open", retryable=False, hint=hint)
         return self._fd
 
     def _too_large(self, size: int) -> StateTooLargeError:

@@ -89,11 +89,17 @@ def batch_size(sizes: Sequence[int]) -> int:
 
 
 def pack_batch(salt: int, first: int, records: Sequence[bytes], sizes: Sequence[int]) -> bytes:
-    """Return a batch; of no records, a mark."""
+    """Return the batch of these records; ``sizes`` are their lengths."""
     table = struct.pack(f"<{len(sizes)}I", *sizes)
     body = b"".join((table, *records))
     head = _BATCH.pack(first, len(sizes), zlib.crc32(body), len(body))
     return b"".join((_BATCH_MAGIC, _CRC.pack(zlib.crc32(head, salt)), head, body))
+
+
+def pack_mark(salt: int, following: int) -> bytes:
+    """Return the mark before record ``following``."""
+    head = _BATCH.pack(following, 0, 0, 0)
+    return _BATCH_MAGIC + _CRC.pack(zlib.crc32(head, salt)) + head
 
 
 @dataclass(frozen=True, slots=True)

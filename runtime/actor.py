@@ -36,7 +36,7 @@ from dgents.runtime.errors import (
     OwnershipLostError,
     StorageError,
 )
-from dgents.runtime.mailbox import Envelope, Mailbox
+from dgents.runtime.mailbox import RUN_AGAIN, Envelope, Mailbox
 from dgents.runtime.recovery import recover
 from dgents.runtime.shared import take_shared_turns
 from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Form, Interrupted, StateTurns
@@ -340,6 +340,8 @@ class Cell(StateTurns):
         """Take the queued turns, one after the other, until there are none."""
         while True:
             try:
+                while self._nothing_special and (envelope := self.mailbox.take()) is not None:
+                    await self.take_turn(envelope)
                 if await self._step():
                     continue
             except Exception as error:  # ours, not the user's: better stopped than stuck
@@ -347,6 +349,15 @@ class Cell(StateTurns):
                 await self._end(error)
             break
         self.draining = False
+
+    @property
+    def _nothing_special(self) -> bool:
+        """Whether the next thing to do is the next turn."""
+        return (
+            self.phase is Phase.RUNNING
+            and not self.is_shared
+            and (self.gate is None or len(self.gate.records) < MOST_STAGED)
+        )
 
     async def _step(self) -> bool:
         """Do the next thing that is due; return False when there is nothing left to do."""
@@ -380,45 +391,41 @@ class Cell(StateTurns):
     async def take_turn(self, envelope: Envelope) -> None:
         """Run one turn and answer it."""
         reply = await self.run(envelope)
-        if reply is not None:
-            self.answer(envelope, reply.value)
+        if reply is not RUN_AGAIN:
+            self.answer(envelope, reply)
 
-    async def run(self, envelope: Envelope) -> Reply | None:
-        """Run one turn to its end; None when the actor crashed in it, and the message is to be tried again."""
+    async def run(self, envelope: Envelope) -> Any:
+        """Run one turn to its end and return its reply; RUN_AGAIN if it could not be finished and is queued again."""
         self.turns += 1
         self.touched = self.coop.turn
         try:
             reply = envelope.turn(*envelope.args)
-            if type(reply) is CoroutineType:
-                reply = await self._run_async(reply)
+            if type(reply) is not CoroutineType:
+                return reply
+            turn = self.turn = TurnInProgress(self)
+            current_turn.set(turn)  # this task runs nothing but turns of this actor: the next one sets its own
+            try:
+                return await reply
+            finally:
+                turn.active = False
+                self.turn = None
         except Interrupted:
             self.mailbox.put_back(envelope)
-            return None
+            return RUN_AGAIN
         except BackendFailure as failure:
             return self.crash_in(envelope, failure.error)
         except Exception as error:
-            return Reply(Failure(error))
-        return Reply(reply)
+            return Failure(error)
 
-    def crash_in(self, envelope: Envelope, error: StorageError) -> Reply | None:
+    def crash_in(self, envelope: Envelope, error: StorageError) -> Any:
         """The backend failed in the middle of a turn: try the message once more, after a restart."""
         self.crash(error)
         if envelope.crashes:
             self.runtime.emit("dead_letter", self.name, message=envelope.message, error=error)
-            return Reply(Failure(error))
+            return Failure(error)
         envelope.crashes += 1
         self.mailbox.put_back(envelope)
-        return None
-
-    async def _run_async(self, pending: Any) -> Any:
-        self.turn = TurnInProgress(self)
-        token = current_turn.set(self.turn)
-        try:
-            return await pending
-        finally:
-            self.turn.active = False
-            self.turn = None
-            current_turn.reset(token)
+        return RUN_AGAIN
 
     def answer(self, envelope: Envelope, reply: Any) -> None:
         """Send a reply, through the gate."""
@@ -628,15 +635,6 @@ class Cell(StateTurns):
             if not waiter.done():
                 waiter.set_result(error)
         self.notify()
-
-
-class Reply:
-    """What a turn ended in."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
 
 
 def _form(record: Record) -> Form:

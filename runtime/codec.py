@@ -80,6 +80,12 @@ class Codec(Generic[S]):
         self._typed = self._converter if self._converter and is_exact(schema) else None
         self._classes = LocalClasses() if local else None
         self._set_tree()
+        # For bytes that this codec made, or has decoded before: no bounds to check, no second try.
+        self.decode_known: Callable[[bytes], S] = self.decode
+        if self._typed is not None:
+            self.decode_known = self._typed.decode
+        elif self._converter is None:
+            self.decode_known = self._tree.decode
         self._parts: dict[tuple[str, ...], Codec[Any]] = {}
 
     def _set_tree(self) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from dgents.runtime.loops import Waiter
+
+
+RUN_AGAIN: Final = object()  # in place of a reply: the turn could not be finished, and its message is queued again
 
 
 class Envelope:

@@ -92,7 +92,10 @@ class Ref(Generic[S]):
             elif data is not None:
                 if cell.gate is not None:
                     await cell.gate.wait()
-                state = cell.codec.decode(data)
+                try:
+                    state = cell.codec.decode_known(data)
+                except (ValueError, TypeError, OverflowError, RecursionError):
+                    state = cell.codec.decode(data)  # its second try, or its error
             else:  # nothing saved, or changed by a patch and not encoded since
                 return await self._load(default, None)
             seen = coop.seen.get(id(cell.loop.current_task()))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgents.runtime.commit import Failure, Staged
 from dgents.runtime.errors import StorageError, VersionConflictError
+from dgents.runtime.mailbox import RUN_AGAIN
 from dgents.runtime.turns import BackendFailure
 
 if TYPE_CHECKING:
@@ -72,11 +73,11 @@ async def _try_batch(cell: Cell) -> bool:
     replies: list[tuple[Envelope, Any]] = []
     for envelope in cell.batch:
         reply = await cell.run(envelope)
-        if reply is None:  # crashed in reading; `run` put this one back, the others go back too
+        if reply is RUN_AGAIN:  # crashed in reading; `run` put this one back, the others go back too
             _put_back(cell, cell.batch, envelope)
             cell.gate, cell.fresh = None, False
             return True
-        replies.append((envelope, reply.value))
+        replies.append((envelope, reply))
     staged = cell.gate
     if staged is None:
         version = cell.version
@@ -129,8 +130,8 @@ async def _refreshed(cell: Cell) -> bool:
     except BackendFailure as failure:
         for envelope in reversed(cell.batch):
             reply = cell.crash_in(envelope, failure.error)
-            if reply is not None:
-                cell.answer(envelope, reply.value)
+            if reply is not RUN_AGAIN:
+                cell.answer(envelope, reply)
         cell.fresh = False
         return False
     return True
