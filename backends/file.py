@@ -162,7 +162,7 @@ class FileBackend:
 
     async def _find(self) -> Path:
         """Return the file's path: in the folder, if the path is one."""
-        if self._in_folder or await anyio.to_thread.run_sync(self._path.is_dir):
+        if self._in_folder or await anyio.to_thread.run_sync(os.path.isdir, self._path):
             return self._path / (safe_name(self.key) + SUFFIX)
         return self._path
 

@@ -109,7 +109,7 @@ class Place:
         place.tail_bytes = found.tail.size
         place.end = found.main.log.end + found.tail.size
         place.count = found.main.log.count + place.tail_count
-        place.last = found.main.log.last
+        place.last = found.version if found.tail.entries else found.main.log.last
         place.continues = found.main.log.continues
         place.unlogged = _unlogged(place, found)
         place.state_bytes = len(found.main.record.data or b"")

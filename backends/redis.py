@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 import anyio
 
@@ -12,6 +12,7 @@ from dgents.backends.redis_durability import Durability, warnings
 from dgents.backends.redis_fence import MAX_REQUESTS, Fence, Sent, decode_request
 from dgents.backends.redis_keys import RedisKeys
 from dgents.backends.redis_record import Header, decode, decode_all, decode_header
+from dgents.backends.redis_ref import RedisRef
 from dgents.backends.redis_url import RedisPlace, parse_redis_url
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import StateCorruptionError, StorageError, UnsupportedOperationError
@@ -59,6 +60,8 @@ class RedisAgent(Generic[S]):
     ownership: Ownership = "shared"
     durability: str = "memory"
     migrations: Mapping[int, Callable[[Any], Any]] | None = None
+
+    ref_type: ClassVar[type[RedisRef[Any]]] = RedisRef
 
     def __post_init__(self) -> None:
         place, durability = self.place, Durability.parse(self.durability)

@@ -12,6 +12,7 @@ Example:
 
 # from dgents.backends.file import PersistentAgent
 from dgents.backends.file import PersistentAgent
+from dgents.backends.redis import RedisAgent
 from dgents.backends.sql import SQLAgent
 from dgents.backends.volatile import VolatileAgent
 from dgents.runtime.errors import (
@@ -73,6 +74,7 @@ __all__ = [
     "OwnershipLostError",
     "Patch",
     "PersistentAgent",
+    "RedisAgent",
     "Ref",
     "Runtime",
     "SQLAgent",

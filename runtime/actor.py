@@ -38,11 +38,12 @@ from dgents.runtime.errors import (
 )
 from dgents.runtime.mailbox import RUN_AGAIN, Envelope, Mailbox
 from dgents.runtime.recovery import recover
-from dgents.runtime.shared import take_shared_turns
+from dgents.runtime.shared import reread, take_shared_turns
 from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Form, Interrupted, StateTurns
 
 if TYPE_CHECKING:
     from dgents.runtime.commit import Committer
+    from dgents.runtime.loops import Timer
     from dgents.runtime.runtime import BaseRuntime
 
 T = TypeVar("T")
@@ -85,13 +86,18 @@ class Cell(StateTurns):
         "depth",
         "draining",
         "error",
+        "evictions",
+        "expiry",
         "fails_fast",
         "free",
         "fresh",
+        "hit",
         "in_doubt",
         "limit",
+        "listening",
         "loop",
         "mailbox",
+        "misses",
         "on_idle",
         "phase",
         "restarts",
@@ -118,8 +124,13 @@ class Cell(StateTurns):
         self.committer: Committer | None = None
         self.mailbox = Mailbox(runtime.mailbox_size)
         self.phase = Phase.PASSIVE
-        self.free = False
+        self.free = False  # a turn may run in its caller's task
+        self.hit = False  # so may one that only reads: as `free`, and for a cached shared state that is fresh
         self.draining = False
+        self.listening = False  # to what other processes change
+        self.expiry: Timer | None = None  # when a cached state is to be read again
+        self.misses = 0
+        self.evictions = 0
         self.stopping: ActorStoppedError | None = None  # set: stop once the mailbox is drained
         self.stopped: list[Any] | None = None  # who waits for the end
         self.on_idle: Callable[[Cell], Any] | None = None  # virtual: passivate when drained
@@ -161,6 +172,7 @@ class Cell(StateTurns):
             self.observed = True
         self.adopt(opened)
         self.phase = Phase.RUNNING
+        await self.listen()
 
     def adopt(self, opened: Opened) -> None:
         """Take over what the backend found."""
@@ -174,6 +186,9 @@ class Cell(StateTurns):
         self.clear()
         self.adopt_record(opened.record)
         self.epoch = opened.epoch
+        self.misses += 1
+        self.listening = False
+        self.is_fresh()
         if self.behind is not None:
             self.backend.replay(self)  # type: ignore[attr-defined]
         initial = getattr(self.agent, "initial", MISSING)
@@ -214,7 +229,7 @@ class Cell(StateTurns):
 
     def kill(self, error: BaseException) -> None:
         """Stop now, after ``error``: every queued message is answered with it, nothing more is written."""
-        self.free = False
+        self.free = self.hit = False
         self.phase = Phase.STOPPED
         self.error = error
         self.stopping = self.stopping or ActorStoppedError(
@@ -311,7 +326,8 @@ class Cell(StateTurns):
         self.wake()
 
     def wake(self) -> None:
-        self.free = False
+        """See to it that somebody takes what is in the mailbox."""
+        self.free = self.hit = False
         if not self.draining:
             self.draining = True
             self.loop.start(self._drain)
@@ -356,6 +372,7 @@ class Cell(StateTurns):
         return (
             self.phase is Phase.RUNNING
             and not self.is_shared
+            and (self.fresh or self.ttl is None)
             and (self.gate is None or len(self.gate.records) < MOST_STAGED)
         )
 
@@ -370,6 +387,8 @@ class Cell(StateTurns):
             return False
         elif self.is_shared and len(self.mailbox):
             await take_shared_turns(self)
+        elif not self.fresh and self.ttl is not None and len(self.mailbox):
+            await reread(self)
         elif self.gate is not None and len(self.gate.records) >= MOST_STAGED:
             await self.settled()
         elif (envelope := self.mailbox.take()) is not None:
@@ -384,7 +403,7 @@ class Cell(StateTurns):
         elif self.on_idle is not None:
             await self._passivate()
         else:
-            self.free = self.phase is Phase.RUNNING and not self.is_shared
+            self.rest()
             return False
         return True
 
@@ -494,6 +513,52 @@ class Cell(StateTurns):
         self.crash(error)
         self._wake_settling()
 
+    def rest(self) -> None:
+        """Nothing is to be done: from now on turns run in their callers' tasks."""
+        running = self.phase is Phase.RUNNING
+        self.free = running and not self.is_shared and (self.fresh or self.ttl is None)
+        self.hit = self.free or (running and self.is_cached and self.fresh)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether memory may be trusted although the store is shared."""
+        return bool(getattr(self.backend, "trusted", False))
+
+    @property
+    def ttl(self) -> float | None:
+        """Seconds for which memory may be trusted; None: until it changes."""
+        ttl: float | None = getattr(self.backend, "ttl", None) if self.is_cached else None
+        return ttl
+
+    def is_fresh(self) -> None:
+        """Memory is what the store has, as of now."""
+        self.fresh = True
+        ttl = self.ttl
+        if ttl is not None:
+            if self.expiry is not None:
+                self.expiry.cancel()
+            self.expiry = self.loop.call_later(ttl, self.expire)
+
+    def expire(self) -> None:
+        """Memory may not be what the store has: the next turn reads it again."""
+        if self.fresh:
+            self.fresh = self.free = self.hit = False
+            self.evictions += 1
+        if self.watchers:
+            self.notify()
+
+    async def listen(self) -> None:
+        """Hear of what other processes change, where the store tells."""
+        subscribe = getattr(self.backend, "subscribe", None)
+        if subscribe is None or self.listening or not (self.watchers or self.is_cached):
+            return
+        self.listening = True
+        try:
+            await subscribe(self.expire)
+        except StorageError as error:
+            self.listening = False
+            self.runtime.emit("warning", self.name, message=f"changes by others are not heard of: {error}")
+
     @property
     def is_idle(self) -> bool:
         """Whether it runs and has nothing to do."""
@@ -507,7 +572,8 @@ class Cell(StateTurns):
         """The backend is open again: go on with what waits."""
         self.phase = Phase.RUNNING
         self.error = None
-        self.fresh = False
+        self.fresh = not self.is_shared
+        self.loop.start(self.listen)
 
     def crash(self, error: BaseException) -> None:
         """The backend failed: restart before anything else."""
@@ -614,6 +680,8 @@ class Cell(StateTurns):
         on_idle, self.on_idle = self.on_idle, None
         await self.backend.close()
         self.phase = Phase.PASSIVE
+        if self.expiry is not None:
+            self.expiry.cancel()
         self.clear()
         if on_idle is not None:
             on_idle(self)
@@ -622,7 +690,9 @@ class Cell(StateTurns):
         if self.phase is not Phase.STOPPED and self.stopping is None:
             self.kill(error or StorageError("stopped"))
         self.phase = Phase.STOPPED
-        self.free = False
+        self.free = self.hit = False
+        if self.expiry is not None:
+            self.expiry.cancel()
         if self.backend is not None:
             await self.backend.close()
         for envelope in iter(self.mailbox.take, None):

@@ -16,7 +16,7 @@ What is stored in one way is read in the others, so a schema may be tightened, o
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import msgspec

@@ -82,7 +82,7 @@ class Ref(Generic[S]):
         coop.turn = turn = coop.turn + 1
         if not turn & _MASK:
             await cell.loop.checkpoint()
-        if cell.free and version is None and get_ident() == cell.thread:
+        if cell.hit and version is None and get_ident() == cell.thread:
             cell.turns += 1
             cell.touched = turn
             at, state, data = cell.version, cell.value, cell.data

@@ -178,7 +178,7 @@ class BaseRuntime:
                 cell.supervision.ended(cell)
             raise
         self._cells[name] = cell
-        cell.free = not cell.is_shared
+        cell.rest()
         self.emit("spawned", name, agent=type(agent).__name__)
         return self._ref(cell)
 

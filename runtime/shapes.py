@@ -31,7 +31,7 @@ def is_pydantic(cls: type) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def field_names(cls: type) -> tuple[str, ...] | None:
+def field_names(cls: Any) -> tuple[str, ...] | None:
     """Return the names of the fields of a class (dataclass, Struct, attrs, Pydantic, NamedTuple), or None."""
     if dataclasses.is_dataclass(cls):
         return tuple(field.name for field in dataclasses.fields(cls))
@@ -203,7 +203,7 @@ def immutable(value: Any) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _immutable_class(cls: type) -> bool:
+def _immutable_class(cls: Any) -> bool:
     return _frozen(cls, set())
 
 

@@ -81,7 +81,7 @@ async def _try_batch(cell: Cell) -> bool:
     staged = cell.gate
     if staged is None:
         version = cell.version
-        if confirmed or (await _refreshed(cell) and cell.version == version):
+        if confirmed or cell.is_cached or (await _refreshed(cell) and cell.version == version):
             for envelope, value in replies:
                 cell.answer(envelope, value)
             return True
@@ -97,7 +97,7 @@ async def submit(cell: Cell, staged: Staged) -> bool:
     cell.committer.submit(staged)
     await cell.settled()
     if staged.is_open:
-        cell.fresh = True
+        cell.is_fresh()
         return True
     cell.fresh = False
     cell.gate = None
@@ -120,7 +120,19 @@ async def refresh(cell: Cell) -> None:
     if record is None or record.version != cell.version or record.saved_at != cell.saved_at:
         cell.requests = None
         cell.adopt_record(record)
-    cell.fresh = True
+    cell.misses += 1
+    cell.is_fresh()
+
+
+async def reread(cell: Cell) -> None:
+    """Read an exclusive state again whose time in the cache is over."""
+    await cell.settled()
+    if cell.is_restarting:
+        return
+    try:
+        await refresh(cell)
+    except BackendFailure as failure:
+        cell.crash(failure.error)
 
 
 async def _refreshed(cell: Cell) -> bool:

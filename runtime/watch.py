@@ -30,6 +30,7 @@ class Watch(AsyncIterator[Snapshot[S]], Generic[S]):
             cell.watchers = WeakSet()  # one that is no longer iterated vanishes by itself
         cell.watchers.add(self)
         cell.observed = True
+        cell.loop.start(cell.listen)
         self._cell = cell
 
     def wake(self) -> None:

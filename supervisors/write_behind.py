@@ -94,6 +94,11 @@ class WriteBehind:
         return self.acknowledged - self.stored
 
     @property
+    def age(self) -> float:
+        """How many seconds ago the oldest write at risk was acknowledged."""
+        return self._cell.loop.time() - self.since if self.since is not None and self.count else 0.0
+
+    @property
     def bytes(self) -> int:
         """How many bytes of states are at risk."""
         return sum(len(record.data or b"") for record in self._records())

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ async def test_the_history_is_bounded_and_without_gaps(shape: dict[str, Any], pa
                 version += size
                 assert await versions(backend) == list(range(max(1, version - 3), version + 1))
             assert await versions(backend, 2) == [version - 1, version]
-    assert (tmp_path / "s.history").stat().st_size < 14 * (5000 + 500) if pad else True
+    assert sum(os.path.getsize(tmp_path / name) for name in os.listdir(tmp_path)) < 20 * (pad + 300)
 
 
 @each_shape
@@ -199,7 +198,7 @@ async def test_a_history_that_is_given_up_is_removed_and_can_begin_again(tmp_pat
         async with opened(PersistentAgent(tmp_path / "s", max_history=bound)) as (backend, found):
             await save(backend, expected[-1], epoch=found.epoch, pad=5000)
             assert await versions(backend) == expected
-            assert (tmp_path / "s.history").exists() == (bound > 0)
+        assert ("s.history" in os.listdir(tmp_path)) == (bound > 0)
 
 
 async def test_one_description_serves_many_actors_in_a_folder(tmp_path: Path) -> None:
@@ -216,7 +215,7 @@ async def test_one_description_serves_many_actors_in_a_folder(tmp_path: Path) ->
     found = {key: len(records) for key, records, _ in read_states(tmp_path / "states")}
     assert sorted(found.values()) == list(range(1, len(names) + 1))
     assert found["a/b"] == 3
-    assert {path.name for path in tmp_path.iterdir()} == {"states"}
+    assert os.listdir(tmp_path) == ["states"]
 
 
 async def test_an_existing_folder_is_taken_for_a_folder_of_states(tmp_path: Path) -> None:
@@ -281,10 +280,9 @@ async def test_another_process_is_refused_and_its_death_frees_the_state(tmp_path
         "import sys, pathlib; from dgents.backends.lock import OwnerLock\n"
         "OwnerLock(pathlib.Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "s.lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+    async with await anyio.open_process([sys.executable, "-c", program, str(tmp_path / "s.lock")]) as owner:
         assert owner.stdout is not None
-        owner.stdout.readline()
+        await owner.stdout.receive()
         with pytest.raises(StateLockedError) as caught:
             async with opened(PersistentAgent(tmp_path / "s")):
                 pass
@@ -328,17 +326,17 @@ async def test_a_damaged_history_leaves_the_current_state_readable(format: Any, 
     assert log.read_bytes().startswith(content)
 
 
-async def test_a_change_in_the_middle_of_the_log_that_is_needed_is_found(tmp_path: Path) -> None:
+async def test_each_changed_byte_of_versions_that_only_the_log_holds_is_found(tmp_path: Path) -> None:
     agent: PersistentAgent[Any] = PersistentAgent(tmp_path / "s", format="msgpack")
     async with opened(agent) as (backend, _):
         for version in range(1, 7):
             await save(backend, version)
     log = tmp_path / "s.history"
     content = log.read_bytes()
-    for place in range(len(content) - 600, len(content)):
+    for place in range(len(content)):
         log.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-        with suppress(StateCorruptionError):
-            assert [r.version for _, records, _ in read_states(tmp_path / "s") for r in records] == []
+        with pytest.raises(StateCorruptionError):
+            list(read_states(tmp_path / "s"))
 
 
 async def test_a_missing_main_file_beside_a_history_is_not_taken_for_a_new_state(tmp_path: Path) -> None:
@@ -389,7 +387,7 @@ async def test_a_file_that_is_replaced_while_open_is_not_written(what: str, tmp_
         answer = await commit(backend, 1, record_of(2, 1))
         assert isinstance(answer, StorageError)
         assert "replaced while" in str(answer)
-        assert not list(tmp_path.rglob("*.tmp"))
+        assert not [name for _, _, names in os.walk(tmp_path) for name in names if name.endswith(".tmp")]
 
 
 async def test_a_log_that_is_replaced_while_open_is_not_written(tmp_path: Path) -> None:
@@ -408,7 +406,7 @@ async def test_a_removed_folder_is_a_typed_error(tmp_path: Path) -> None:
             file.unlink()
         path.parent.rmdir()
         assert isinstance(await commit(backend, 0, record_of(1, 1)), DgentError)
-        assert not path.parent.exists()
+        assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("what", ["symlink", "fifo", "long name", "file in the path"])
@@ -429,23 +427,17 @@ async def test_a_path_that_can_not_be_a_state_is_refused_at_open(what: str, tmp_
             pass
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not Path("/usr/bin/setpriv").exists(), reason="needs another user")
-async def test_a_folder_that_can_not_be_written_is_refused_at_open(tmp_path: Path) -> None:
-    program = (
-        "import anyio, sys; from tests.test_file_backend import *\n"
-        "async def main():\n"
-        "    async with opened(PersistentAgent(sys.argv[1])): pass\n"
-        "anyio.run(main)"
-    )
-    tmp_path.chmod(0o755)
-    for folder in tmp_path.parents[:2]:
-        folder.chmod(0o755)
-    command = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", program, str(tmp_path / "s")]
-    done = await anyio.run_process(command, check=False, cwd=Path(__file__).parents[1])
-    if b"ModuleNotFoundError" in done.stderr or b"Permission denied: '/root" in done.stderr:
-        pytest.skip("another user can't run this Python")
-    assert b"StorageError" in done.stderr
-    assert b"can't be written by this user" in done.stderr
+@pytest.mark.parametrize("refused", ["folder", "file"])
+async def test_what_can_not_be_written_is_refused_at_open(
+    refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(PersistentAgent(tmp_path / "s")) as (backend, _):
+        await save(backend, 1)
+    where = tmp_path if refused == "folder" else tmp_path / "s"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != where)  # root may write everything
+    with pytest.raises(StorageError, match=f"{where} can't be written by this user"):
+        async with opened(PersistentAgent(tmp_path / "s")):
+            pass
 
 
 async def test_a_closed_backend_refuses_to_commit_and_to_read(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_files_and_folders_are_for_their_user_alone(tmp_path: Path) -> None:
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     written(tmp_path, segment_bytes=SMALL)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(os.listdir("/dev/fd"))
     for _ in range(5):
         journal = Journal(tmp_path, segment_bytes=SMALL)
         journal.open()
@@ -206,7 +206,7 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
         next(journal.read())
         journal.append(RECORDS)
         journal.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_the_reader_in_the_documentation_reads_a_journal(tmp_path: Path) -> None:
@@ -256,6 +256,7 @@ def test_garbage_at_the_tail_is_cut_and_counted(tmp_path: Path, garbage: bytes, 
     journal.open()
     assert journal.cut_bytes == len(garbage)
     journal.close()
+    assert len(path.read_bytes()) == len(whole) + (0 if marked else MARK)
     assert found(tmp_path) == RECORDS
 
 
@@ -309,6 +310,20 @@ def test_no_flipped_byte_loses_an_acknowledged_record_in_silence(tmp_path: Path,
                 path.write_bytes(whole[:at] + bytes([whole[at] ^ bits]) + whole[at + 1 :])
                 assert survives_flip(path), (path.name, at, bits)
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("size", [*range(2**20 - 42, 2**20 - 30), 5 * 2**19])
+def test_what_follows_a_large_damaged_batch_is_found_wherever_it_starts(journal: Journal, size: int) -> None:
+    journal.append([bytes(size)])
+    journal.append([b"acknowledged"])
+    journal.close()
+    (path,) = journal.directory.iterdir()
+    with path.open("r+b") as file:
+        file.seek(HEADER + 24)
+        file.write(b"\xff")
+    with pytest.raises(StateCorruptionError) as caught:
+        journal.open()
+    assert caught.value.offset == HEADER
 
 
 def test_a_flip_in_the_last_acknowledged_batch_is_found_by_the_mark(tmp_path: Path) -> None:
@@ -640,6 +655,35 @@ def test_a_mark_that_can_not_be_written_is_no_failure(journal: Journal) -> None:
         journal.append([b"first"])
     journal.append([b"second"])
     assert [record for _, record in journal.read()] == [b"first", b"second"]
+
+
+class HalfMarkLayer(files.FileLayer):
+    """Has room for half a mark, once."""
+
+    full = False
+
+    def write_some(self, fd: int, data: bytes | memoryview, offset: int | None) -> int:
+        if self.full:
+            self.full = False
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.full = len(data) == MARK
+        return super().write_some(fd, data[: MARK // 2] if self.full else data, offset)
+
+
+def test_half_a_mark_does_no_harm_to_a_segment_that_is_left(journal: Journal) -> None:
+    with files.use(HalfMarkLayer()):
+        journal.append([b"first"])
+    journal.roll()
+    journal.append([b"second"])
+    assert [record for _, record in journal.read()] == [b"first", b"second"]
+
+
+def test_after_close_the_mark_is_durable(tmp_path: Path) -> None:
+    disk = RecordingLayer(tmp_path)
+    with files.use(disk):
+        (path,) = written(tmp_path / "journal")
+    assert disk.durable(path) == path.read_bytes()
+    assert path.read_bytes()[-MARK:].startswith(b"DGB1")
 
 
 def test_short_and_interrupted_writes_are_completed(tmp_path: Path) -> None:
