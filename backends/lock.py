@@ -64,9 +64,7 @@ class OwnerLock:
                     _held.add(self)
                     return
                 files.layer.close(fd)
-        raise StorageError(
-            f"lock of {self.path} failed: the file is being replaced all the time", actor=self.actor
-        )
+        raise StorageError(f"lock of {self.path} failed: the file is being replaced all the time", actor=self.actor)
 
     def _lock(self, fd: int) -> bool:
         try:
@@ -162,6 +160,4 @@ def _after_fork_in_child() -> None:
     _forking.release()
 
 
-os.register_at_fork(
-    before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_after_fork_in_child
-)
+os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_after_fork_in_child)

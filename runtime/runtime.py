@@ -133,6 +133,7 @@ class BaseRuntime:
         late = [cell for cell in self._newest_first() if cell.phase is not Phase.STOPPED]
         for cell in late:
             cell.abandon(self.shutdown_timeout)
+        await self.end()
         await self.resources.close()
         if not late:
             return None
@@ -142,6 +143,9 @@ class BaseRuntime:
             outcome="unknown",
             hint="look at the events for what held them up, or raise Runtime(shutdown_timeout=)",
         )
+
+    async def end(self) -> None:
+        """Let go of what a subclass has opened; all actors have stopped."""
 
     async def _quiesce(self) -> None:
         """Let the turns that are queued or running finish: they may still ask other actors."""

@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -30,20 +30,22 @@ def is_pydantic(cls: type) -> bool:
     return pydantic is not None and issubclass(cls, pydantic.BaseModel)
 
 
-@lru_cache(maxsize=1024)
-def field_names(cls: Any) -> tuple[str, ...] | None:
+def _field_names(cls: Any) -> tuple[str, ...] | None:
     """Return the names of the fields of a class (dataclass, Struct, attrs, Pydantic, NamedTuple), or None."""
     if dataclasses.is_dataclass(cls):
         return tuple(field.name for field in dataclasses.fields(cls))
     if issubclass(cls, msgspec.Struct):
-        return cls.__struct_fields__
+        return cls.__struct_fields__  # type: ignore[no-any-return]
     if is_pydantic(cls):
-        return tuple(cls.model_fields)  # type: ignore[attr-defined]
+        return tuple(cls.model_fields)
     if (attributes := getattr(cls, "__attrs_attrs__", None)) is not None:
         return tuple(attribute.name for attribute in attributes)
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return tuple(cls._fields)
     return None
+
+
+field_names: Callable[[Any], tuple[str, ...] | None] = lru_cache(maxsize=1024)(_field_names)
 
 
 def children(value: Any) -> Iterator[tuple[str, Any]]:
@@ -202,9 +204,11 @@ def immutable(value: Any) -> bool:
     return _immutable_class(kind)
 
 
-@lru_cache(maxsize=1024)
-def _immutable_class(cls: Any) -> bool:
+def _is_immutable_class(cls: Any) -> bool:
     return _frozen(cls, set())
+
+
+_immutable_class: Callable[[Any], bool] = lru_cache(maxsize=1024)(_is_immutable_class)
 
 
 def _frozen(hint: Any, seen: set[Any]) -> bool:

@@ -9,10 +9,12 @@ from typing import Any
 
 from dgents.runtime.actor import Cell
 from dgents.runtime.contract import Agent
+from dgents.runtime.events import Event
 from dgents.runtime.portal import SyncProxy, in_thread
 from dgents.runtime.ref import Ref
-from dgents.runtime.runtime import BaseRuntime
+from dgents.runtime.runtime import BaseRuntime, Overflow
 from dgents.supervisors.checkpoints import bring_up, read_checkpoint, write_checkpoint
+from dgents.supervisors.inspection import Inspection
 from dgents.supervisors.policy import Backoff, Restart, Strategy
 from dgents.supervisors.tree import Supervisor
 
@@ -25,6 +27,7 @@ class Runtime(BaseRuntime):
         overflow: what a full mailbox does with an `ask`: ``"wait"`` or ``"reject"`` (`MailboxFullError`).
         shutdown_timeout: seconds that leaving the block may take.
         on_event: called with each lifecycle `Event`, in the event loop.
+        inspect: the path of a unix socket to be made, at which ``dgents top PATH`` looks in; None: none.
 
     Raises:
         StorageError: on leaving, if something could not be flushed in time; it names what.
@@ -35,8 +38,19 @@ class Runtime(BaseRuntime):
         ...     await counter.update(lambda n: n + 1)
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        *,
+        mailbox_size: int = 1024,
+        overflow: Overflow = "wait",
+        shutdown_timeout: float = 30.0,
+        on_event: Callable[[Event], object] | None = None,
+        inspect: str | Path | None = None,
+    ) -> None:
+        super().__init__(
+            mailbox_size=mailbox_size, overflow=overflow, shutdown_timeout=shutdown_timeout, on_event=on_event
+        )
+        self._inspection = Inspection(self, inspect) if inspect is not None else None
         self._root = Supervisor(self, "root")
         self._restores: tuple[str | Path, Mapping[str, Agent] | None] | None = None
 
@@ -127,14 +141,20 @@ class Runtime(BaseRuntime):
 
     async def __aenter__(self) -> Runtime:
         await super().__aenter__()
-        if self._restores is not None:
-            try:
+        try:
+            if self._inspection is not None:
+                await self._inspection.open()
+            if self._restores is not None:
                 path, agents = self._restores
                 await self.fork(path, agents=agents)
-            except BaseException as error:
-                await self.__aexit__(type(error), error, error.__traceback__)
-                raise
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         return self
+
+    async def end(self) -> None:
+        if self._inspection is not None:
+            await self._inspection.close()
 
     async def fork(
         self,

@@ -100,9 +100,7 @@ def test_the_file_tells_pid_host_and_start_and_is_for_its_user_alone(path: Path)
     assert path.read_bytes() == b""
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"pid": "x", "host": 3}', b"\xff" * 9000, b"[" * 9000]
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x", "host": 3}', b"\xff" * 9000, b"[" * 9000])
 def test_an_unreadable_owner_is_still_an_owner(path: Path, content: bytes) -> None:
     lock = OwnerLock(path)
     lock.acquire()
