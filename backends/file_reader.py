@@ -182,11 +182,11 @@ def read_states(path: str | os.PathLike[str]) -> Iterator[tuple[str, list[Record
         OSError: the system refused.
     """
     place = Path(path)
-    for file in _state_files(place) if place.is_dir() else [place]:
+    for file in state_files(place) if place.is_dir() else [place]:
         yield _read_unlocked(file)
 
 
-def _state_files(directory: Path) -> list[Path]:
+def state_files(directory: Path) -> list[Path]:
     """Return the files of states: by their suffix, or by the lock beside them."""
     names = set(os.listdir(directory))
     found = {name for name in names if name.endswith(SUFFIX)}

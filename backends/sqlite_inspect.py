@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from dgents.backends.sqlite_connection import BUSY_TIMEOUT, attempt, connect_readonly, transact
 from dgents.backends.sqlite_tables import KIND, states_table, to_record
 from dgents.backends.sqlite_transactions import Place, read_history, read_requests, read_states
-from dgents.runtime.contract import Opened, Record
+from dgents.runtime.contract import Opened, Record, Request
 from dgents.runtime.errors import StateCorruptionError, StorageError
 
 T = TypeVar("T")
@@ -92,6 +92,15 @@ class SqliteInspector:
         """
         place = Place(states_table(table), key)
         return self._read(lambda connection: read_history(connection, place, _EVERYTHING, self.path))
+
+    def requests(self, table: str, key: str) -> list[Request]:
+        """Return the remembered request ids of one state, oldest first.
+
+        Raises:
+            StateCorruptionError: one fails its checksum or is missing.
+        """
+        place = Place(states_table(table), key)
+        return self._read(lambda connection: read_requests(connection, place, self.path))
 
     def verify(self) -> Iterator[StateCorruptionError]:
         """Yield what is wrong with the database: pages, rows, missing versions, lost heads."""

@@ -20,7 +20,8 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
 from types import CoroutineType
@@ -37,7 +38,7 @@ from dgents.runtime.errors import (
     StorageError,
 )
 from dgents.runtime.mailbox import RUN_AGAIN, Envelope, Mailbox
-from dgents.runtime.recovery import recover
+from dgents.runtime.recovery import recover, refuse_in_doubt
 from dgents.runtime.shared import reread, take_shared_turns
 from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Form, Interrupted, StateTurns
 
@@ -60,17 +61,68 @@ class Phase(Enum):
 
 
 class TurnInProgress:
-    """The turn that the running code belongs to: an ask from inside it may come back to its own actor."""
+    """The turn that the running code belongs to: an ask from inside it may come back to its own actor.
 
-    __slots__ = ("active", "cell", "waits_for")
+    ``within`` is the turn that a transaction was opened in: the code in it belongs to both.
+    """
+
+    __slots__ = ("active", "cell", "waits_for", "within")
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.active = True
         self.waits_for: list[Cell] = []
+        self.within: TurnInProgress | None = None
+
+    @contextmanager
+    def waiting_for(self, cell: Cell) -> Iterator[None]:
+        """Take note, while the block lasts, that this turn and those around it wait for ``cell``.
+
+        Raises:
+            DeadlockError: that waits for one of them.
+        """
+        turns = [self]
+        while (outer := turns[-1].within) is not None:
+            turns.append(outer)
+        turns = [turn for turn in turns if turn.active]
+        _check_cycle(self.cell, {turn.cell for turn in turns}, cell)
+        for turn in turns:
+            turn.waits_for.append(cell)
+        try:
+            yield
+        finally:
+            for turn in turns:
+                turn.waits_for.remove(cell)
 
 
 current_turn: ContextVar[TurnInProgress | None] = ContextVar("dgents_turn", default=None)
+
+
+def turn_in_progress() -> TurnInProgress | None:
+    """Return the innermost turn that the running code belongs to."""
+    turn = current_turn.get()
+    while turn is not None and not turn.active:
+        turn = turn.within
+    return turn
+
+
+def _check_cycle(asker: Cell, holds: set[Cell], asked: Cell) -> None:
+    """Refuse to wait for ``asked`` if its turn itself waits for one of those whose turns the asker is in."""
+    stack: list[tuple[Cell, tuple[str, ...]]] = [(asked, (asker.name, asked.name))]
+    visited: set[Cell] = set()
+    while stack:
+        cell, chain = stack.pop()
+        if cell in holds:
+            raise DeadlockError(
+                f"deadlock: the turn of {asker.name!r} asks {' -> '.join(chain)}, which waits for itself",
+                actor=asked.name,
+                chain=chain,
+                hint="compute what you need before the turn, or use tell()",
+            )
+        if cell in visited or cell.turn is None:
+            continue
+        visited.add(cell)
+        stack += [(next_cell, (*chain, next_cell.name)) for next_cell in cell.turn.waits_for]
 
 
 class Cell(StateTurns):
@@ -166,11 +218,15 @@ class Cell(StateTurns):
         size_limit = getattr(self.agent, "size_limit", None)
         self.limit = size_limit(self.depth) if size_limit is not None else None
         opened = await self.backend.open()
-        attach = getattr(self.backend, "attach", None)
-        if attach is not None:
-            self.behind = attach(self)
-            self.observed = True
-        self.adopt(opened)
+        try:
+            attach = getattr(self.backend, "attach", None)
+            if attach is not None:
+                self.behind = attach(self)
+                self.observed = True
+            self.adopt(opened)
+        except BaseException:  # what it holds can't be used: let go of it, so that another may mend it
+            await self.backend.close()
+            raise
         self.phase = Phase.RUNNING
         await self.listen()
 
@@ -261,7 +317,8 @@ class Cell(StateTurns):
             outcome="unknown",
             hint="raise Runtime(shutdown_timeout=), or look at what keeps the store",
         )
-        for staged in {*self.in_doubt, *([self.gate] if self.gate is not None else [])}:
+        in_flight = self.committer.in_flight(self) if self.committer is not None else ()
+        for staged in {*in_flight, *self.in_doubt, *([self.gate] if self.gate is not None else [])}:
             staged.refuse(error)
         self.kill(error)
 
@@ -284,18 +341,13 @@ class Cell(StateTurns):
         dropped.
         """
         self.admit(envelope.message, waits=True)
-        asker = current_turn.get()
-        if asker is None or not asker.active:
+        if current_turn.get() is None or (asker := turn_in_progress()) is None:
             self.post(envelope)
             reply = await envelope.waiter
         else:
-            self._check_cycle(asker)
-            asker.waits_for.append(self)
-            try:
+            with asker.waiting_for(self):
                 self.post(envelope)
                 reply = await envelope.waiter
-            finally:
-                asker.waits_for.remove(self)
         if type(reply) is Failure:
             raise reply.error
         return reply
@@ -331,24 +383,6 @@ class Cell(StateTurns):
         if not self.draining:
             self.draining = True
             self.loop.start(self._drain)
-
-    def _check_cycle(self, asker: TurnInProgress) -> None:
-        """Refuse an ask that would wait for a turn which itself waits for the asker."""
-        stack: list[tuple[Cell, tuple[str, ...]]] = [(self, (asker.cell.name, self.name))]
-        visited: set[Cell] = set()
-        while stack:
-            cell, chain = stack.pop()
-            if cell is asker.cell:
-                raise DeadlockError(
-                    f"deadlock: the turn of {asker.cell.name!r} asks {' -> '.join(chain)}, which waits for itself",
-                    actor=self.name,
-                    chain=chain,
-                    hint="compute what you need before the turn, or use tell()",
-                )
-            if cell in visited or cell.turn is None:
-                continue
-            visited.add(cell)
-            stack += [(next_cell, (*chain, next_cell.name)) for next_cell in cell.turn.waits_for]
 
     # Turns
 
@@ -433,7 +467,9 @@ class Cell(StateTurns):
             return RUN_AGAIN
         except BackendFailure as failure:
             return self.crash_in(envelope, failure.error)
-        except Exception as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # also a cancellation that the user's function met in a task it awaited
             return Failure(error)
 
     def crash_in(self, envelope: Envelope, error: StorageError) -> Any:
@@ -510,6 +546,8 @@ class Cell(StateTurns):
         if later is not None:
             later.gathering = False
         self.in_doubt = [*self.in_doubt, staged, *([later] if later is not None else [])]
+        if self.phase is Phase.STOPPED and not self.draining:  # nobody is left to find out what became of them
+            refuse_in_doubt(self, error)
         self.crash(error)
         self._wake_settling()
 
@@ -619,7 +657,10 @@ class Cell(StateTurns):
             return self.forms(limit)
         await self.flush()
         records = await self.reading(self.backend.history(limit))
-        return [_form(record) for record in records if record.data is not None]
+        if limit is not None and any(record.data is None for record in records):
+            records = await self.reading(self.backend.history())  # deleted versions do not count
+        forms = [_form(record) for record in records if record.data is not None]
+        return forms if limit is None else forms[max(len(forms) - limit, 0) :]
 
     async def from_backend(self, operation: str, *args: Any) -> Any:
         """Run an operation that only this kind of backend has, after all earlier writes are durable."""

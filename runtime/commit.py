@@ -101,7 +101,9 @@ class Staged:
         if not self.is_open and self.error is None:
             waiter = self.cell.loop.waiter()
             self._waiters.append(waiter)
-            await waiter
+            failure = await waiter  # not this one's own error: it may have been absorbed meanwhile
+            if failure is not None:
+                raise failure.error
         if self.error is not None:
             raise self.error
 
@@ -139,7 +141,7 @@ class Staged:
         self._waiters, self._replies = [], []
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_result(None)
+                waiter.set_result(failure)
         for waiter, reply in replies:
             if not waiter.done():
                 waiter.set_result(failure or reply)
@@ -153,6 +155,7 @@ class Committer:
         self.latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)  # seconds, of the last commits
         self._loop = loop
         self._gathering: dict[Cell, Staged] = {}
+        self._in_flight: list[Staged] = []
         self._running = False
 
     def submit(self, staged: Staged) -> None:
@@ -166,9 +169,14 @@ class Committer:
         """Take back what an actor has in the batch that gathers (invariant 4)."""
         return self._gathering.pop(cell, None)
 
+    def in_flight(self, cell: Cell) -> list[Staged]:
+        """Return what an actor has in the batch that is being committed."""
+        return [staged for staged in self._in_flight if staged.cell is cell]
+
     async def _run(self) -> None:
         while self._gathering:
-            batch, self._gathering = list(self._gathering.values()), {}
+            batch = self._in_flight = list(self._gathering.values())
+            self._gathering = {}
             started = perf_counter()
             try:
                 refusals = await self.store.commit([staged.write() for staged in batch])
@@ -180,6 +188,7 @@ class Committer:
                 self.latencies.append(perf_counter() - started)
                 for staged, refusal in zip(batch, refusals, strict=True):
                     staged.cell.settle(staged, refusal)
+        self._in_flight = []
         self._running = False
 
 

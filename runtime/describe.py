@@ -55,7 +55,9 @@ def _shown(value: Any) -> Any:
         return {"$extension": value[0], "$bytes": base64.b64encode(value[1]).decode()}
     if isinstance(value, bytes):
         return {"$bytes": base64.b64encode(value).decode()}
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple):
         return [_shown(part) for part in value]
+    if isinstance(value, set | frozenset):
+        return [_shown(part) for part in sorted(value, key=repr)]  # in one order, whenever it is looked at
     tolist: Callable[[], Any] | None = getattr(value, "tolist", None)  # numpy's
     return str(value) if tolist is None else _shown(tolist())

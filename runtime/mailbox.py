@@ -49,10 +49,11 @@ class Envelope:
 class Mailbox:
     """A first-in, first-out queue of envelopes, with a bound for those that nobody waits for."""
 
-    __slots__ = ("_queue", "limit")
+    __slots__ = ("_queue", "_sweep_at", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self._sweep_at = limit  # the length at which those whose senders left are taken out
         self._queue: deque[Envelope] | None = None  # an idle actor has none
 
     def __len__(self) -> int:
@@ -66,6 +67,9 @@ class Mailbox:
         """Add an envelope at the end."""
         if self._queue is None:
             self._queue = deque()
+        elif len(self._queue) >= self._sweep_at:
+            self._queue = deque(self.waiting())
+            self._sweep_at = max(self.limit, 2 * len(self._queue))
         self._queue.append(envelope)
 
     def put_back(self, envelope: Envelope) -> None:

@@ -48,7 +48,7 @@ class Portal:
 
     async def _run(self, future: Future[Any], seen: Seen, fn: Any, args: Any, kwargs: Any) -> None:
         try:
-            with self._runtime.coop.seen.lent(self._runtime.loop.current_task(), seen):
+            with self._runtime.coop.lend(seen):
                 result = fn(*args, **kwargs)
                 if hasattr(type(result), "__await__"):
                     result = await result

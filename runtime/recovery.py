@@ -28,13 +28,15 @@ async def recover(cell: Cell) -> None:
     retried = False
     while True:
         opened = await _reopen(cell)
-        if opened is None:
+        if opened is None or not cell.is_restarting:  # its supervisor gave it up
+            refuse_in_doubt(cell, cell.error)
             return
         remaining = await _settle_durable(cell, opened)
         if remaining is None:
             break
         if retried or not _can_retry(cell, remaining, opened):
             _refuse(cell, [remaining], "rolled_back")
+            _note_lost_history(cell, opened, remaining.base)
             cell.adopt(opened)
             break
         retried = True
@@ -83,7 +85,7 @@ async def _settle_durable(cell: Cell, opened: Opened) -> Staged | None:
         else:
             remaining.absorb(staged)
     if remaining is None:
-        _note_lost_history(cell, opened)
+        _note_lost_history(cell, opened, cell.version)
         cell.adopt(opened)
     else:
         cell.gate = remaining
@@ -108,11 +110,11 @@ async def _settle_shared(cell: Cell, staged: Staged) -> None:
             cell.mailbox.put_back(envelope)
 
 
-def _note_lost_history(cell: Cell, opened: Opened) -> None:
+def _note_lost_history(cell: Cell, opened: Opened, acknowledged: int) -> None:
     """A store that holds less than it acknowledged (restarted without its data) is worth an alarm."""
     stored = opened.record.version if opened.record is not None else 0
-    if cell.committer is not None and stored < cell.version and not cell.is_shared:
-        cell.runtime.emit("warning", cell.name, message=f"the store went back from version {cell.version} to {stored}")
+    if cell.committer is not None and stored < acknowledged and not cell.is_shared:
+        cell.runtime.emit("warning", cell.name, message=f"the store went back from version {acknowledged} to {stored}")
 
 
 def _can_retry(cell: Cell, remaining: Staged, opened: Opened) -> bool:
@@ -134,7 +136,7 @@ async def _commit_again(cell: Cell, remaining: Staged, epoch: int) -> None:
 def _refuse(cell: Cell, doubtful: Sequence[Staged], outcome: Outcome) -> None:
     cause = cell.error
     for staged in doubtful:
-        if isinstance(cause, StorageError) and cause.outcome == outcome:
+        if isinstance(cause, StorageError) and cause.outcome == outcome and cause.actor == cell.name:
             staged.refuse(cause)
             continue
         verb = "was not stored" if outcome == "rolled_back" else "may or may not be stored"
@@ -149,10 +151,16 @@ def _refuse(cell: Cell, doubtful: Sequence[Staged], outcome: Outcome) -> None:
         staged.refuse(error)
 
 
+def refuse_in_doubt(cell: Cell, error: BaseException | None) -> None:
+    """Answer those whose writes are in doubt and will stay so."""
+    doubtful, cell.in_doubt = cell.in_doubt, ()
+    cell.error = error
+    _refuse(cell, doubtful, "unknown")
+
+
 def _give_up(cell: Cell, error: BaseException | None) -> None:
     """The restart budget is spent: stop, and let every caller know."""
     reason = error if isinstance(error, DgentError) else StorageError(f"the backend failed: {error}")
-    doubtful, cell.in_doubt = cell.in_doubt, ()
     cell.kill(reason)
-    _refuse(cell, doubtful, "unknown")
+    refuse_in_doubt(cell, reason)
     cell.supervision.stopped(cell, reason)

@@ -98,10 +98,9 @@ class Ref(Generic[S]):
                     state = cell.codec.decode(data)  # its second try, or its error
             else:  # nothing saved, or changed by a patch and not encoded since
                 return await self._load(default, None)
-            seen = coop.seen.get(id(cell.loop.current_task()))
-            if seen is None:
-                seen = self._seen()
-            seen[cell.name] = at
+            if coop.task() is not coop.last_task:
+                coop.note_task()
+            coop.last_seen[cell.name] = at
             return state  # type: ignore[no-any-return]
         return await self._load(default, version)
 
@@ -180,7 +179,12 @@ class Ref(Generic[S]):
         if cell.free and request_id is None and get_ident() == cell.thread:
             cell.turns += 1
             cell.touched = cell.coop.turn
-            version = cell.put(value, data, if_version, seen)
+            try:
+                version = cell.put(value, data, if_version, seen)
+            except Exception:
+                if cell.gate is not None:  # the error may tell of a version that is not durable yet
+                    await cell.gate.wait()
+                raise
             if cell.gate is not None:
                 await cell.gate.wait()
         else:
@@ -228,20 +232,28 @@ class Ref(Generic[S]):
                 else:
                     new = cell.apply_result(new, state)
             else:
-                new = cell.apply(fn, args, default)
+                try:
+                    new = cell.apply(fn, args, default)
+                except Exception:
+                    if cell.gate is not None:  # the error may tell of a version that is not durable yet
+                        await cell.gate.wait()
+                    raise
             if type(new) is not Pending:
                 version = cell.version
                 if cell.gate is not None:
                     await cell.gate.wait()
             else:  # an async function: it goes on in a task of the runtime's own
-                new, version = await cell.call(cell.finish, new)
+                try:
+                    new, version = await cell.call(cell.resume, new, fn, args, default)
+                except BaseException:
+                    new.drop()
+                    raise
         else:
             cell = self._live()
             new, version = await self._ask(cell, request_id, cell.apply_queued, fn, args, default, keeps=True)
-        seen = coop.seen.get(id(cell.loop.current_task()))
-        if seen is None:
-            seen = self._seen()
-        seen[cell.name] = version
+        if coop.task() is not coop.last_task:
+            coop.note_task()
+        coop.last_seen[cell.name] = version
         return new  # type: ignore[no-any-return]
 
     async def patch(self, changes: Mapping[str, Any], *, request_id: str | None = None) -> int:
@@ -354,7 +366,7 @@ class Ref(Generic[S]):
         return None if if_version is not None else self._seen().get(self._cell.name)
 
     def _seen(self) -> Seen:
-        return self._cell.coop.seen.of(self._cell.loop.current_task())
+        return self._cell.coop.note_task()
 
     def _saw(self, version: int) -> None:
         self._seen().note(self._cell.name, version)

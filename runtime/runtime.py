@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from functools import partial
 from types import TracebackType
@@ -16,17 +17,18 @@ from typing import Any, Literal, NoReturn, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
-from dgents.runtime.actor import Cell, Phase, current_turn
+from dgents.runtime.actor import Cell, Phase, turn_in_progress
 from dgents.runtime.codec import Codec
 from dgents.runtime.commit import Committer
 from dgents.runtime.contract import Agent, Store
 from dgents.runtime.errors import ActorStoppedError, NameTakenError, StorageError
 from dgents.runtime.events import Event, Events, EventStream
 from dgents.runtime.loops import Loop, running_loop
+from dgents.runtime.mailbox import Envelope
 from dgents.runtime.portal import Portal
 from dgents.runtime.ref import Ref
 from dgents.runtime.resources import SharedResources
-from dgents.runtime.seen import SeenByTask
+from dgents.runtime.seen import Seen, SeenByTask
 from dgents.runtime.stats import ActorStats, stats_of
 from dgents.runtime.virtual import Family
 
@@ -42,11 +44,35 @@ class Coop:
     """What the turns of a runtime have in common: their count (the cooperative budget, and the clock by which recency
     is told), and what each task has seen."""
 
-    __slots__ = ("seen", "turn")
+    __slots__ = ("last_seen", "last_task", "seen", "task", "turn")
 
     def __init__(self) -> None:
         self.turn = 0
         self.seen = SeenByTask()
+        self.task: Callable[[], Any] = lambda: None  # tells the running task
+        self.last_task: Any = None  # the task that ran the last turn, and what it has seen
+        self.last_seen = Seen()
+
+    def note_task(self) -> Seen:
+        """Return what the running task has seen, and remember it for the turns that follow."""
+        self.last_task = self.task()
+        self.last_seen = self.seen.of(self.last_task)
+        return self.last_seen
+
+    @contextmanager
+    def lend(self, seen: Seen) -> Iterator[None]:
+        """Let the running task see what a thread has seen: each call from a thread runs in a new task."""
+        task = self.task()
+        self.seen[id(task)] = seen
+        try:
+            yield
+        finally:
+            self.seen.pop(id(task), None)
+            self.forget_task()
+
+    def forget_task(self) -> None:
+        """Let go of the last task."""
+        self.last_task, self.last_seen = None, Seen()
 
 
 class BaseRuntime:
@@ -87,6 +113,7 @@ class BaseRuntime:
         if self.thread is not None:
             raise RuntimeError("this runtime was used before: make another one")
         self.loop: Loop = running_loop()
+        self.coop.task = self.loop.current_task
         self.thread = threading.get_ident()
         self._pid = os.getpid()
         self._events = Events(self.loop, self._on_event)
@@ -115,6 +142,7 @@ class BaseRuntime:
             failure = error
         finally:
             self.closed = True
+            self.coop.forget_task()
             self._events.close()
             _open_runtimes.pop(self.id, None)
             if not done.done():
@@ -151,7 +179,9 @@ class BaseRuntime:
         """Let the turns that are queued or running finish: they may still ask other actors."""
         while busy := [cell for cell in self._newest_first() if cell.draining]:
             for cell in busy:
-                await cell.call(_nothing)
+                done = self.loop.waiter()
+                cell.post(Envelope(_nothing, (), done))  # not by `call`, which a closing runtime refuses
+                await done
 
     def _newest_first(self) -> list[Cell]:
         return [cell for cell in reversed(list(self._cells.values())) if cell is not None]
@@ -210,6 +240,7 @@ class BaseRuntime:
 
         Raises:
             KeyError: there is none of this name.
+            DeadlockError: called in a turn of that actor.
         """
         name = ref if isinstance(ref, str) else ref.name
         cell = self._cells.get(name)
@@ -217,7 +248,12 @@ class BaseRuntime:
             if isinstance(ref, str) and self._family(name) is None:
                 raise KeyError(name)
             return
-        await cell.stop("it was stopped")
+        turn = turn_in_progress()
+        if turn is None:
+            await cell.stop("it was stopped")
+        else:
+            with turn.waiting_for(cell):
+                await cell.stop("it was stopped")
 
     def register(
         self,
@@ -337,7 +373,7 @@ class BaseRuntime:
             raise ActorStoppedError("the runtime is not open", hint="use it as `async with dgents.Runtime() as rt:`")
         if threading.get_ident() != self.thread:
             self._refuse_thread()
-        if self.closing and (self.closed or not _inside_a_turn()):
+        if self.closing and (self.closed or turn_in_progress() is None):
             raise self._closed_error()
 
     def _refuse_thread(self) -> NoReturn:
@@ -375,11 +411,6 @@ class BaseRuntime:
 
 def _nothing() -> None:
     """A turn that only shows that those before it are done."""
-
-
-def _inside_a_turn() -> bool:
-    turn = current_turn.get()
-    return turn is not None and turn.active
 
 
 def _unpickle_ref(runtime_id: str, name: str) -> Ref[Any]:

@@ -8,8 +8,6 @@ overwrite a version which the task has not seen.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 # One task may hold this many remembered versions; the oldest are forgotten first, and then count as never loaded.
@@ -43,12 +41,3 @@ class SeenByTask(dict[int, Seen]):
             seen = self[key] = Seen()
             seen.task = weakref.ref(task, lambda _: self.pop(key, None))
         return seen
-
-    @contextmanager
-    def lent(self, task: Any, seen: Seen) -> Iterator[None]:
-        """Let ``task`` see what a thread has seen: each call from a thread runs in a new task."""
-        self[id(task)] = seen
-        try:
-            yield
-        finally:
-            self.pop(id(task), None)

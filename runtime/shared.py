@@ -101,6 +101,8 @@ async def submit(cell: Cell, staged: Staged) -> bool:
         return True
     cell.fresh = False
     cell.gate = None
+    cell.requests = None
+    cell.adopt_record(None)  # what was not stored is not known: the next batch begins by reading
     if staged.error is None:  # in doubt: the recovery answers
         return True
     if isinstance(staged.error, VersionConflictError):

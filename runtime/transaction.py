@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextvars import Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakSet
 
-from dgents.runtime.actor import Cell, Phase, TurnInProgress, current_turn
+from dgents.runtime.actor import Cell, Phase, TurnInProgress, current_turn, turn_in_progress
 from dgents.runtime.errors import ActorStoppedError, LeaseExpiredError
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.shared import refresh, submit
@@ -28,7 +27,7 @@ class Hold:
         self._cell = cell
         self._granted = cell.loop.waiter()
         self._released = cell.loop.waiter()
-        self._token: Token[TurnInProgress | None] | None = None
+        self._held: TurnInProgress | None = None
         self.form: Form | None = None
 
     async def take(self) -> None:
@@ -39,20 +38,20 @@ class Hold:
         except BaseException:
             self.release()
             raise
-        self._token = current_turn.set(self._cell.turn)
+        self._held = self._cell.turn
+        if self._held is not None:
+            self._held.within = turn_in_progress()
+            current_turn.set(self._held)
 
     def release(self) -> None:
         """Give the turn back; the next message's turn begins."""
         if not self._released.done():
             self._released.set_result(None)
-        if self._token is not None:
-            current_turn.reset(self._token)
-            self._token = None
-
-    def expire(self) -> None:
-        """Take the turn away from its holder, who may be in the middle of anything."""
-        self._token = None  # it belongs to the holder's context; the turn it names is over
-        self.release()
+        if self._held is not None:
+            self._held.active = False
+            if current_turn.get() is self._held:  # not when a lease expires, in a task of the runtime's
+                current_turn.set(self._held.within)
+            self._held = None
 
     async def _turn(self) -> None:
         cell = self._cell
@@ -105,9 +104,13 @@ class Transaction(Generic[S]):
         self._hold = Hold(self._cell)
         await self._hold.take()
         form = self._hold.form
-        if form is not None:
-            self._state = form.decode(self._cell.codec)
-            self._before = form.data if form.data is not None else self._cell.codec.encode(form.value)
+        try:
+            if form is not None:
+                self._state = form.decode(self._cell.codec)
+                self._before = form.data if form.data is not None else self._cell.codec.encode(form.value)
+        except BaseException:  # a class of the user's that can't be made any more
+            self._hold.release()
+            raise
         return self
 
     async def __aexit__(
@@ -215,4 +218,4 @@ class LeasedView(Generic[S]):
         if self._holds.get(task, (None,))[0] is hold:
             del self._holds[task]
             self._expired.add(task)
-            hold.expire()
+            hold.release()

@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from inspect import CORO_CREATED, getcoroutinestate
 from time import time
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -106,13 +108,19 @@ class Form(msgspec.Struct, frozen=True, gc=False):
 
 
 class Pending:
-    """What an async function will make of ``state``."""
+    """What an async function will make of ``state``, which is version ``version``."""
 
-    __slots__ = ("new", "state")
+    __slots__ = ("new", "state", "version")
 
-    def __init__(self, new: Awaitable[Any], state: Any) -> None:
+    def __init__(self, new: Awaitable[Any], state: Any, version: int) -> None:
         self.new = new
         self.state = state
+        self.version = version
+
+    def drop(self) -> None:
+        """Let go of a coroutine that was never begun."""
+        if type(self.new) is CoroutineType and getcoroutinestate(self.new) == CORO_CREATED:
+            self.new.close()
 
 
 class StateTurns:
@@ -289,7 +297,7 @@ class StateTurns:
             self.accept(new, None)
             return new
         if hasattr(type(new), "__await__"):
-            return Pending(new, state)
+            return Pending(new, state, self.version)
         self._accept_new(new, state)
         return new
 
@@ -303,6 +311,18 @@ class StateTurns:
         new = await pending.new
         self._accept_new(new, pending.state)
         return new, self.version
+
+    async def resume(
+        self, pending: Pending, fn: Callable[..., Any], args: tuple[Any, ...], default: Any
+    ) -> tuple[Any, int]:
+        """Finish an update that was called before it was queued; call it again if a failed store took back its state."""
+        if self.version != pending.version:
+            pending.drop()
+            new = self.apply(fn, args, default)
+            if type(new) is not Pending:
+                return new, self.version
+            pending = new
+        return await self.finish(pending)
 
     def _accept_new(self, new: Any, state: Any) -> None:
         if new is None and state is not None and not self.codec.is_immutable(state):

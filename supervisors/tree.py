@@ -182,6 +182,8 @@ class Supervisor:
         """Take an actor as a child."""
         if restart not in get_args(Restart):
             raise ValueError(f"restart is {restart!r}; give one of {', '.join(get_args(Restart))}")
+        if cell.name in self._children:
+            raise NameTakenError(f"{self.name!r} has a child {cell.name!r} already", hint="give it another name")
         child = self._children[cell.name] = Child(self, cell, restart)
         return child
 

@@ -58,6 +58,7 @@ class FakeStore:
         self.batches: list[dict[str, list[int]]] = []  # of each commit: the versions, by actor
         self.opened: list[str] = []
         self._held: anyio.Event | None = None
+        self._openings_held: anyio.Event | None = None
 
     def hold(self) -> None:
         """Hold the commits back from now on."""
@@ -68,6 +69,21 @@ class FakeStore:
         if self._held is not None:
             self._held.set()
             self._held = None
+
+    def hold_openings(self) -> None:
+        """Hold back whoever opens a state from now on."""
+        self._openings_held = anyio.Event()
+
+    def let_openings_go(self) -> None:
+        """Let the openings go on."""
+        assert self._openings_held is not None
+        self._openings_held.set()
+        self._openings_held = None
+
+    async def opening(self) -> None:
+        """Wait as long as openings are held back."""
+        if self._openings_held is not None:
+            await self._openings_held.wait()
 
     async def commit(self, writes: Sequence[Write]) -> Sequence[DgentError | None]:
         self.batches.append({write.actor: [record.version for record in write.records] for write in writes})
@@ -123,6 +139,7 @@ class FakeBackend:
     async def open(self) -> Opened:
         store = self.store
         store.opened.append(self.key)
+        await store.opening()
         if store.open_faults:
             store.open_faults -= 1
             raise StorageError("injected: can't be opened", outcome="not_started")

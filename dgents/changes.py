@@ -1,0 +1,79 @@
+"""What changed between two versions of a state, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+ABSENT: Any = object()
+
+
+class Change(NamedTuple):
+    """One part that changed. ``before`` or ``after`` is `ABSENT` where the part is new or gone.
+
+    ``path`` is written as in `Ref.patch` (``users.u1.name``); empty for the whole state.
+    """
+
+    path: str
+    before: Any
+    after: Any
+
+
+def changes(before: Any, after: Any, path: str = "") -> Iterator[Change]:
+    """Yield what leads from ``before`` to ``after``, both as `describe` shows states; the smallest parts it can name.
+
+    Example:
+        >>> [tuple(change) for change in changes({"a": 1, "b": [1, 2]}, {"a": 1, "b": [1, 3]})]
+        [('b.1', 2, 3)]
+    """
+    if isinstance(before, dict) and isinstance(after, dict):
+        yield from _of_maps(before, after, path)
+    elif isinstance(before, list) and isinstance(after, list):
+        yield from _of_lists(before, after, path)
+    elif not _equal(before, after):
+        yield Change(path, before, after)
+
+
+def _of_maps(before: dict[str, Any], after: dict[str, Any], path: str) -> Iterator[Change]:
+    for key in [*before, *(key for key in after if key not in before)]:
+        where = _join(path, key)
+        if key in before and key in after:
+            yield from changes(before[key], after[key], where)
+        else:
+            yield Change(where, before.get(key, ABSENT), after.get(key, ABSENT))
+
+
+def _of_lists(before: list[Any], after: list[Any], path: str) -> Iterator[Change]:
+    """Leave out what is the same at both ends; in between compare one by one, and the rest is new or gone."""
+    shorter = min(len(before), len(after))
+    start = 0
+    while start < shorter and _equal(before[start], after[start]):
+        start += 1
+    end = 0
+    while end < shorter - start and _equal(before[-1 - end], after[-1 - end]):
+        end += 1
+    old, new = before[start : len(before) - end], after[start : len(after) - end]
+    for number in range(max(len(old), len(new))):
+        where = _join(path, str(start + number))
+        if number < len(old) and number < len(new):
+            yield from changes(old[number], new[number], where)
+        elif number < len(old):
+            yield Change(where, old[number], ABSENT)
+        else:
+            yield Change(where, ABSENT, new[number])
+
+
+def _equal(before: Any, after: Any) -> bool:
+    """Say whether nothing changed; 1, 1.0 and True are three things."""
+    if type(before) is not type(after):
+        return False
+    if isinstance(before, dict):
+        return before.keys() == after.keys() and all(_equal(part, after[key]) for key, part in before.items())
+    if isinstance(before, list):
+        return len(before) == len(after) and all(map(_equal, before, after))
+    return bool(before == after)
+
+
+def _join(path: str, key: str) -> str:
+    segment = key.replace("\\", "\\\\").replace(".", "\\.")
+    return f"{path}.{segment}" if path else segment
