@@ -1,8 +1,9 @@
 """One write on its way to the files of a state: prepared, synced, put in place. Blocking.
 
-There are two ways. *By the log*: one entry is appended and synced (MessagePack that is not compressed, once
-the main file says that the log continues it). *By the main file*: its next content is written beside it, the
-versions are appended to the log, both are synced at the same time, and a rename puts the main file in place.
+There are two ways. *By the log*: one entry is appended and synced, once the main file says that the log continues
+it. A main file of JSON is then refreshed for those who read it, but not synced: its durable content is the log.
+*By the main file*: its next content is written beside it, the versions are appended to the log if there is one,
+both are synced at the same time, and a rename puts the main file in place.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from pathlib import Path
 
 from dgents.backends import files
 from dgents.backends.file_format import LogMark, corrupt
-from dgents.backends.file_log import encode_entries, encode_head, kind_of
-from dgents.backends.file_reader import REQUESTS_KEPT, identify, load
+from dgents.backends.file_log import LogHead, encode_entry, encode_head, kind_of
+from dgents.backends.file_reader import REQUESTS_KEPT, identify, load, read_head
 from dgents.backends.file_records import is_delta, make_whole, newest
-from dgents.backends.file_upkeep import Place, drop_log, keep_up, read_head
+from dgents.backends.file_upkeep import Place, drop_log, is_far_behind, keep_up
 from dgents.runtime.contract import Record, Write
 from dgents.runtime.errors import StorageError
 
@@ -40,6 +41,8 @@ class Prepared:
         self._mark = LogMark()
         self._unlogged: list[bytes] = []
         self._state_bytes = 0
+        self._refreshes = False
+        self._main_id = place.main_id
 
     def prepare(self) -> None:
         """Write the bytes to where they can be synced.
@@ -48,20 +51,12 @@ class Prepared:
             StateCorruptionError: the log can't take them, or what they are changes of can't be read.
             OSError: the system refused.
         """
-        place = self.place
-        by_log = place.continues and place.settings.deltas and place.shape == place.settings.shape
+        place, settings = self.place, self.place.settings
+        by_log = place.continues and place.shape == settings.shape and (settings.deltas or settings.max_history > 0)
         keep_up(place)
-        self._log_id = place.log_id
-        if by_log:
-            self.in_place = True
-            records = newest(self.write.records, max(1, place.settings.max_history))
-            content = encode_entries(records, self.write.requests, place.settings.shape)
-            opened = self._open_log(may_be_missing=False)
-            assert opened is not None
-            self._append(opened, content)
-            count = place.count + len(records)
-            self._mark = LogMark(place.end + len(content), count, records[-1].version, True)
-            files.layer.step("log-appended")
+        self._log_id, self._main_id = place.log_id, place.main_id
+        if by_log and not is_far_behind(place):
+            self._prepare_log()
         else:
             self._prepare_main()
 
@@ -76,6 +71,27 @@ class Prepared:
         if self._log is not None:
             self._sync(self._log, files.layer.fsync if self.makes_log else files.layer.fdatasync)
             files.layer.step("log-synced")
+
+    def refresh_main(self) -> None:
+        """Show the new version in a main file of JSON, where the log has made it durable."""
+        if not self._refreshes:
+            return
+        place, temp = self.place, files.temp_path(self.place.path)
+        requests = [*place.requests, *self.write.requests][-REQUESTS_KEPT:]
+        content = place.main_file(self.write.records[-1], self._mark, requests, [])
+        try:
+            fd = _create(temp)
+            try:
+                files.layer.write(fd, content)
+                found = files.layer.status(fd)
+            finally:
+                files.layer.close(fd)
+            files.layer.replace(temp, place.path)
+            self._main_id = (found.st_dev, found.st_ino)
+            files.layer.step("refreshed")
+        except OSError:  # no harm to what is stored: the next commit tries again
+            with contextlib.suppress(OSError):
+                files.layer.unlink(temp)
 
     @property
     def main_first(self) -> bool:
@@ -110,7 +126,7 @@ class Prepared:
         if self.replaces_main:
             assert self._main is not None
             found = files.layer.status(self._main)
-            place.main_id = (found.st_dev, found.st_ino)
+            self._main_id = (found.st_dev, found.st_ino)
             place.shape = place.settings.shape
             place.state_bytes = self._state_bytes
             place.tail_count = place.tail_bytes = 0
@@ -121,6 +137,7 @@ class Prepared:
             place.tail_bytes += mark.end - place.end
         if self.makes_log:
             place.head = None
+        place.main_id = self._main_id
         place.end, place.count, place.last, place.continues = mark.end, mark.count, mark.last, mark.continues
         place.unlogged = self._unlogged
         place.log_id = self._log_id
@@ -134,17 +151,26 @@ class Prepared:
                 with contextlib.suppress(OSError):
                     files.layer.unlink(files.temp_path(path))
 
+    def _prepare_log(self) -> None:
+        place, shape = self.place, self.place.settings.shape
+        records = newest(self.write.records, max(1, place.settings.max_history))
+        content = encode_entry(records, self.write.requests, shape)
+        opened = self._open_log()
+        if opened is None:
+            raise replaced(place, place.log.name)
+        self.in_place = True
+        self._append(opened, content)
+        self._mark = LogMark(place.end + len(content), place.count + len(records), records[-1].version, True)
+        self._refreshes = shape.lines
+        files.layer.step("log-appended")
+
     def _prepare_main(self) -> None:
-        place, records, bound = self.place, self.write.records, self.place.settings.max_history
+        place, records = self.place, self.write.records
         whole: Sequence[Record] = records
         if any(is_delta(record) for record in records):
             found = load(place.path) if is_delta(records[0]) else None
             whole = make_whole(records, found.current() if found else None)
-        entries: list[bytes] = []
-        if bound:
-            entries += [encode_entries([record], [], place.settings.shape) for record in whole[-bound:]]
-            entries = [*place.unlogged, *entries][-bound:]
-        earlier = self._move_to_log(entries, whole[-1].version)
+        earlier = self._keep_earlier(whole)
         requests = [*place.requests, *self.write.requests][-REQUESTS_KEPT:]
         content = place.main_file(whole[-1], self._mark, requests, earlier)
         self._state_bytes = len(whole[-1].data or b"")
@@ -153,28 +179,29 @@ class Prepared:
         files.layer.write(self._main, content)
         files.layer.step("temp-written")
 
-    def _move_to_log(self, entries: list[bytes], version: int) -> list[bytes]:
-        """Append ``entries``, the last of which is the current version; return those that go to the main file.
+    def _keep_earlier(self, whole: Sequence[Record]) -> list[bytes]:
+        """Put the versions into the log; return those that the main file is to hold instead.
 
-        As long as they are few bytes, all of them do: that saves the log's fsync.
+        A state whose versions are few bytes has no log: that saves a file, and an fsync.
         """
-        place = self.place
-        deltas = place.settings.deltas
-        if not deltas and sum(map(len, entries)) <= UNLOGGED_BYTES:
-            self._unlogged = entries
-            if place.settings.max_history:
-                self._mark = LogMark(place.end, place.count, place.last)
-            return entries[:-1]
-        content = b"".join(entries)
-        opened = self._open_log(may_be_missing=True) if place.has_log else None
+        place, settings = self.place, self.place.settings
+        bound, shape = settings.max_history, settings.shape
+        if not bound and not settings.deltas:
+            return []
+        kept = whole[-bound:] if bound else []
+        opened = self._open_log() if place.has_log else None
         if opened is not None:
+            content = encode_entry(kept, self.write.requests, shape) if kept else b""
             self._append(opened, content)
-        else:
-            self._make_log(content)
-        count = len(entries) if opened is None else place.count + len(entries)
+            self._mark = LogMark(place.end + len(content), place.count + len(kept), whole[-1].version, True)
+            return []
+        entries = [*place.unlogged, *(encode_entry([record], [], shape) for record in kept)][-bound:]
+        if entries and sum(map(len, entries)) <= UNLOGGED_BYTES:
+            self._unlogged = entries
+            return entries[:-1]
+        self._make_log(b"".join(entries))
         # A main file may count on its log only from when that is durable.
-        continues = deltas and not (self.makes_log and self.main_first)
-        self._mark = LogMark(place.end + len(content), count, version, continues)
+        self._mark = LogMark(self._mark.end, len(entries), whole[-1].version, not self.main_first)
         return []
 
     def _append(self, opened: tuple[int, int], content: bytes) -> None:
@@ -184,23 +211,25 @@ class Prepared:
         files.layer.write(self._log, content, end)
 
     def _make_log(self, content: bytes) -> None:
-        self._log = _create(files.temp_path(self.place.log))
+        place = self.place
+        requests = [*place.requests, *self.write.requests][-REQUESTS_KEPT:]
+        head = encode_head(kind_of(place.settings.shape), place.end, requests)
+        self._log = _create(files.temp_path(place.log))
         self.makes_log = True
-        self._append((self._log, 0), encode_head(kind_of(self.place.settings.shape), self.place.end) + content)
+        self._append((self._log, 0), head + content)
+        self._mark = LogMark(place.end + len(content))
 
-    def _open_log(self, may_be_missing: bool) -> tuple[int, int] | None:
+    def _open_log(self) -> tuple[int, int] | None:
         """Open the log and return it with the place behind what was acknowledged; None if it is missing."""
         place = self.place
         try:
             fd = files.layer.open(place.log, os.O_RDWR)
         except FileNotFoundError:
-            if may_be_missing and not place.continues:
-                return None
-            raise
+            return None
         try:
             if place.log_id not in (None, identify(place.log)):
                 raise replaced(place, place.log.name)
-            end, size = read_head(place, fd).place(place.end), files.layer.status(fd).st_size
+            end, size = self._head(fd).place(place.end), files.layer.status(fd).st_size
             if size < end:
                 hint = f"restore it from a backup, or remove {place.log.name} to go on without earlier versions"
                 raise corrupt(str(place.log), size, f"it ends before byte {end}, which was acknowledged", hint=hint)
@@ -212,6 +241,11 @@ class Prepared:
             files.layer.close(fd)
             raise
         return fd, end
+
+    def _head(self, fd: int) -> LogHead:
+        if self.place.head is None:
+            self.place.head = read_head(fd, self.place.log)
+        return self.place.head
 
     def _sync(self, fd: int, sync: Callable[[int], None]) -> None:
         if not self.place.settings.sync:

@@ -10,7 +10,8 @@ JSON: one document, whose first line names the format and the checksum of all th
       "name": "Ada"
     },
     "earlier": [
-    {"checksum": "0a1b2c3d", "version": 6, …}]}
+    {"checksum": "0a1b2c3d", "versions": [{"version": 6, …}]}],
+    "end": "dgents-state"}
 
 MessagePack: 8 bytes of magic, format (u16), CRC-32 of format and body (u32), body.
 
@@ -36,7 +37,10 @@ from dgents.runtime.errors import StateCorruptionError, StorageError
 Format: TypeAlias = Literal["json", "msgpack"]
 
 FORMAT_VERSION = 1
+SECTOR = 512
+_FEW_BITS = 4
 _FIRST_LINE = re.compile(rb'\{"dgents-state": ([0-9]{1,5}), "checksum": "([0-9a-f]{8})",\n')
+_LAST_LINE = b',\n"end": "dgents-state"}\n'
 _MAGIC = b"\x89dgs\r\n\x1a\n"
 _PREFIX = struct.Struct(">8sHI")
 
@@ -139,7 +143,7 @@ def _encode_json(main: MainFile, lines: bool) -> bytes:
         f'"saved_at": "{to_iso(record.saved_at)}", "schema": {record.schema},\n'
         f'"log": {_to_text(main.log)},\n"requests": {_to_text(main.requests)}'
     )
-    rest = b"%s%s}\n" % (head.encode(), state)
+    rest = head.encode() + state + _LAST_LINE
     checksum = crc32(rest, crc32(b"%d" % FORMAT_VERSION))
     return b'{"dgents-state": %d, "checksum": "%08x",\n%s' % (FORMAT_VERSION, checksum, rest)
 
@@ -187,6 +191,34 @@ def _decode_msgpack(content: bytes, path: str) -> MainFile:
     except (ValueError, RecursionError) as error:
         raise corrupt(path, _PREFIX.size, str(error)) from error
     return main
+
+
+def is_torn(content: bytes) -> bool:
+    """Say whether a JSON file was not written to its end before a power cut, as against: changed later.
+
+    It lacks its last line, or begins with zeros, or has a sector of them, for JSON has none. A last line that
+    differs in a few bits only was changed.
+    """
+    last = content[-len(_LAST_LINE) :]
+    if len(last) < len(_LAST_LINE) or has_unwritten_sector(content, 0, len(content)):
+        return True
+    return not any(content[:8]) or not nearly(last, _LAST_LINE)
+
+
+def has_unwritten_sector(content: bytes, start: int, end: int) -> bool:
+    """Say whether a sector, as far as it is between ``start`` and ``end`` and beyond, is all zeros."""
+    while start < end:
+        sector_end = min((start // SECTOR + 1) * SECTOR, len(content))
+        if not any(content[start:sector_end]):
+            return True
+        start = sector_end
+    return False
+
+
+def nearly(content: bytes, expected: bytes) -> bool:
+    """Say whether ``content`` is ``expected`` but for a few bits."""
+    different = int.from_bytes(content, "big") ^ int.from_bytes(expected, "big")
+    return len(content) == len(expected) and different.bit_count() <= _FEW_BITS
 
 
 def to_iso(seconds: float) -> str:

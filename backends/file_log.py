@@ -1,18 +1,19 @@
 """The log beside the file of a state: its earlier versions, byte for byte. Pure; no file is touched here.
 
-As JSON, one line a version behind a line that names the format; as MessagePack, one frame a commit:
+As JSON, one line a commit behind a line that names the format; as MessagePack, one frame a commit:
 
-    {"dgents-log": 1, "checksum": "0a1b2c3d", "start": 0}
-    {"checksum": "0a1b2c3d", "version": 7, "epoch": 2, "saved_at": "…", "schema": 1, "state": {…}}
+    {"dgents-log": 1, "checksum": "0a1b2c3d", "start": 0, "requests": []}
+    {"checksum": "0a1b2c3d", "versions": [{"version": 7, …, "state": {…}}], "requests": []}
 
     header   magic (8 bytes), format (u16), start (i64), CRC-32 of format and start (u32)
     frame    0xD6, length of the payload (u32), its CRC-32 (u32), CRC-32 of these 9 bytes (u32), payload, 0x0A
 
 An offset in a log is *logical*: it stays what it is when the log is rewritten without its oldest versions.
-``start`` is the logical offset of the first entry.
+``start`` is the logical offset of the first entry. A log of lines tells all by itself: its first line has the
+requests that were remembered when it was made.
 
-What a crash leaves of an entry is told from damage: an entry is *torn* if the file ends within it, or if a
-whole sector of it was never written (zeros), or if what stands there is far from an entry and none follows.
+What a crash leaves of the last entry is told from damage: it is *torn* if the file ends within it, or if a whole
+sector of it was never written (zeros), or if what stands there is far from an entry. Before others it is damage.
 """
 
 from __future__ import annotations
@@ -26,14 +27,24 @@ from zlib import crc32
 import msgspec
 
 from dgents.backends.compression import compress, decompress
-from dgents.backends.file_format import FORMAT_VERSION, Shape, check_version, corrupt, from_iso, to_iso
+from dgents.backends.file_format import (
+    FORMAT_VERSION,
+    SECTOR,
+    Shape,
+    check_version,
+    corrupt,
+    from_iso,
+    has_unwritten_sector,
+    nearly,
+    to_iso,
+)
 from dgents.backends.tagged_json import from_json, to_json
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StateCorruptionError
 
 Kind: TypeAlias = Literal["lines", "frames"]
 
-_FIRST_LINE = re.compile(rb'\{"dgents-log": ([0-9]{1,5}), "checksum": "([0-9a-f]{8})", ("start": -?[0-9]+)\}\n')
+_FIRST_LINE = re.compile(rb'\{"dgents-log": ([0-9]{1,5}), "checksum": "([0-9a-f]{8})", (.*)\}\n')
 _LINE_START = b'{"checksum": "'
 _LINE_PREFIX = len(_LINE_START) + len('0a1b2c3d", ')
 _MAGIC = b"\x89dgl\r\n\x1a\n"
@@ -41,7 +52,6 @@ _HEADER = struct.Struct(">8sHqI")
 _FRAME = struct.Struct(">BIII")
 _SUMMED = struct.Struct(">BII")
 _MARK, _END = 0xD6, b"\n"
-SECTOR = 512
 
 
 class Entry(msgspec.Struct, array_like=True):
@@ -57,6 +67,7 @@ class LogHead(NamedTuple):
     kind: Kind
     start: int
     size: int
+    requests: Sequence[Request] = ()
 
     def place(self, offset: int) -> int:
         """Return the place in the file of a logical offset."""
@@ -75,7 +86,7 @@ class TornError(Exception):
         self.place = place
 
 
-class _Line(msgspec.Struct):
+class _Version(msgspec.Struct):
     version: int
     epoch: int
     saved_at: str
@@ -83,7 +94,18 @@ class _Line(msgspec.Struct):
     state: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class _Line(msgspec.Struct):
+    versions: list[_Version]
+    requests: list[Request]
+
+
+class _FirstLine(msgspec.Struct):
+    start: int
+    requests: list[Request]
+
+
 _decode_line = msgspec.json.Decoder(_Line).decode
+_decode_first_line = msgspec.json.Decoder(_FirstLine).decode
 _encode_payload = msgspec.msgpack.Encoder().encode
 _decode_payload = msgspec.msgpack.Decoder(Entry).decode
 
@@ -93,12 +115,12 @@ def kind_of(shape: Shape) -> Kind:
     return "lines" if shape.lines else "frames"
 
 
-def encode_head(kind: Kind, start: int) -> bytes:
-    """Return the beginning of a log."""
+def encode_head(kind: Kind, start: int, requests: Sequence[Request]) -> bytes:
+    """Return the beginning of a log; only one of lines keeps ``requests``."""
     if kind == "frames":
         checksum = crc32(struct.pack(">Hq", FORMAT_VERSION, start))
         return _HEADER.pack(_MAGIC, FORMAT_VERSION, start, checksum)
-    rest = b'"start": %d' % start
+    rest = b'"start": %d, "requests": %s' % (start, msgspec.json.encode(requests))
     checksum = crc32(rest, crc32(b"%d" % FORMAT_VERSION))
     return b'{"dgents-log": %d, "checksum": "%08x", %s}\n' % (FORMAT_VERSION, checksum, rest)
 
@@ -120,13 +142,24 @@ def decode_head(content: bytes, path: str) -> LogHead:
     if first is None or int(first[2], 16) != crc32(first[3], crc32(first[1])):
         raise corrupt(path, 0, "it does not begin as a log does")
     check_version(int(first[1]), path)
-    return LogHead("lines", int(first[3].partition(b":")[2]), first.end())
+    try:
+        line = _decode_first_line(b"{%s}" % first[3])
+    except ValueError as error:
+        raise corrupt(path, 0, str(error)) from error
+    return LogHead("lines", line.start, first.end(), line.requests)
 
 
-def encode_entries(records: Sequence[Record], requests: list[Request], shape: Shape) -> bytes:
+def head_is_whole(content: bytes) -> bool:
+    """Say whether so much of a log is enough for `decode_head`, or more of it would not help."""
+    return content.startswith(_MAGIC[:1]) or b"\n" in content
+
+
+def encode_entry(records: Sequence[Record], requests: list[Request], shape: Shape) -> bytes:
     """Return one commit as bytes to append."""
-    if kind_of(shape) == "lines":
-        return b"".join([_encode_line(record) for record in records])
+    if shape.lines:
+        versions = b", ".join([_encode_version(record) for record in records])
+        rest = b'"versions": [%s], "requests": %s}' % (versions, msgspec.json.encode(requests))
+        return b'%s%08x", %s\n' % (_LINE_START, crc32(rest), rest)
     payload = _encode_payload(Entry(list(records), requests))
     if shape.compression:
         payload = compress(payload, shape.compression)
@@ -134,17 +167,20 @@ def encode_entries(records: Sequence[Record], requests: list[Request], shape: Sh
     return b"".join((summed, crc32(summed).to_bytes(4, "big"), payload, _END))
 
 
-def _encode_line(record: Record) -> bytes:
+def _encode_version(record: Record) -> bytes:
     state = b"" if record.data is None else b', "state": ' + to_json(record.data)
-    saved_at = to_iso(record.saved_at).encode()
-    rest = b'"version": %d, "epoch": %d, "saved_at": "%s", "schema": %d%s}' % (
+    return b'{"version": %d, "epoch": %d, "saved_at": "%s", "schema": %d%s}' % (
         record.version,
         record.epoch,
-        saved_at,
+        to_iso(record.saved_at).encode(),
         record.schema,
         state,
     )
-    return b'%s%08x", %s\n' % (_LINE_START, crc32(rest), rest)
+
+
+def _decode_version(version: _Version) -> Record:
+    data = None if isinstance(version.state, msgspec.UnsetType) else from_json(version.state)
+    return Record(version.version, version.epoch, from_iso(version.saved_at), data, version.schema)
 
 
 def decode_entries(content: bytes, shape: Shape, path: str) -> Iterator[Record]:
@@ -188,18 +224,34 @@ class LogReader:
 
     def _read_line(self, at: int) -> tuple[int, Entry]:
         end = self._content.find(b"\n", at)
-        if end < 0:
-            raise TornError(at + self._skipped)
-        rest = self._content[at + _LINE_PREFIX : end]
-        if self._content[at : at + _LINE_PREFIX] != b'%s%08x", ' % (_LINE_START, crc32(rest)):
-            raise self._damaged(at, "the checksum of this version does not fit")
+        rest = self._content[at + _LINE_PREFIX : end]  # without the last byte, where there is no end
+        fits = self._content[at : at + _LINE_PREFIX] == b'%s%08x", ' % (_LINE_START, crc32(rest))
+        if end < 0 or not fits:
+            raise self._damaged(at, "the checksum of this entry does not fit") if fits else self._bad_line(at, end)
         try:
             line = _decode_line(b"{" + rest)
-            data = None if isinstance(line.state, msgspec.UnsetType) else from_json(line.state)
-            record = Record(line.version, line.epoch, from_iso(line.saved_at), data, line.schema)
+            records = [_decode_version(version) for version in line.versions]
         except (ValueError, RecursionError) as error:
             raise self._damaged(at, str(error)) from error
-        return end + 1, Entry([record], [])
+        return end + 1, Entry(records, line.requests)
+
+    def _bad_line(self, at: int, end: int) -> Exception:
+        """Return the error for a line that does not fit: torn if it is the last, and not just changed."""
+        content = self._content
+        if end >= 0:
+            start = content[at : at + len(_LINE_START)]
+            unwritten = has_unwritten_sector(content, at, end) or not any(start)
+            if self._line_follows(end + 1) or (nearly(start, _LINE_START) and not unwritten):
+                return self._damaged(at, "the checksum of this entry does not fit")
+        return TornError(at + self._skipped)
+
+    def _line_follows(self, at: int) -> bool:
+        while (end := self._content.find(b"\n", at)) >= 0:
+            checksum = crc32(self._content[at + _LINE_PREFIX : end])
+            if self._content[at : at + _LINE_PREFIX] == b'%s%08x", ' % (_LINE_START, checksum):
+                return True
+            at = end + 1
+        return False
 
     def _read_frame(self, at: int) -> tuple[int, Entry]:
         content, body = self._content, at + _FRAME.size
@@ -213,7 +265,7 @@ class LogReader:
             raise TornError(at + self._skipped)
         payload = content[body : end - 1]
         if crc32(payload) != checksum or content[end - 1 : end] != _END:
-            if end == len(content) and _has_unwritten_sector(content, at, end):
+            if end == len(content) and has_unwritten_sector(content, at, end):
                 raise TornError(at + self._skipped)
             raise self._damaged(at, "the checksum of this entry does not fit")
         try:
@@ -225,7 +277,7 @@ class LogReader:
     def _torn_or_damaged(self, at: int, body: int) -> Exception:
         """Return the error for what begins no frame: damage if it nearly does, or if a frame follows."""
         content = self._content
-        if not _has_unwritten_sector(content, at, body) and (
+        if not has_unwritten_sector(content, at, body) and (
             _is_one_bit_off(content[at:body]) or _frame_follows(content, at + 1)
         ):
             return self._damaged(at, "an entry should begin here")
@@ -251,14 +303,4 @@ def _frame_follows(content: bytes, place: int) -> bool:
         if len(own) == 4 and crc32(summed) == int.from_bytes(own, "big"):
             return True
         place += 1
-    return False
-
-
-def _has_unwritten_sector(content: bytes, place: int, end: int) -> bool:
-    """Say whether a sector, as far as it is between ``place`` and ``end`` and beyond, is all zeros."""
-    while place < end:
-        sector_end = min((place // SECTOR + 1) * SECTOR, len(content))
-        if not any(content[place:sector_end]):
-            return True
-        place = sector_end
     return False

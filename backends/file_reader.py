@@ -5,6 +5,7 @@ What is current is the main file's version, and behind it what follows in a log 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dgents.backends import files
-from dgents.backends.file_format import MainFile, Shape, corrupt, decode_main
-from dgents.backends.file_log import SECTOR, Entry, LogHead, LogReader, TornError, decode_entries, decode_head
+from dgents.backends.file_format import SECTOR, LogMark, MainFile, Shape, corrupt, decode_main, is_torn
+from dgents.backends.file_log import Entry, LogHead, LogReader, TornError, decode_entries, decode_head, head_is_whole
 from dgents.backends.file_records import Chain, is_delta
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StateCorruptionError
@@ -95,7 +96,13 @@ def load(path: Path) -> Found | None:
     except FileNotFoundError:
         _check_nothing_is_left(path)
         return None
-    main, shape = decode_main(content, str(path))
+    try:
+        main, shape = decode_main(content, str(path))
+    except StateCorruptionError:
+        found = _load_log(path) if is_torn(content) else None
+        if found is None:
+            raise
+        return found
     return Found(main, shape, _load_tail(path, main) if main.log.continues else _NO_TAIL)
 
 
@@ -131,7 +138,7 @@ def _logged(path: Path, found: Found) -> Iterator[Record]:
     except FileNotFoundError:
         if mark.continues:
             raise _missing_log(log) from None
-        return  # the user removed it, or the crash of the very first commit left none
+        return  # the crash of the very first commit left none
     head = decode_head(content, str(log))
     end = head.place(mark.end) + found.tail.size
     last = None
@@ -225,7 +232,7 @@ def _load_tail(path: Path, main: MainFile) -> Tail:
     except FileNotFoundError:
         raise _missing_log(log) from None
     try:
-        head = decode_head(files.layer.pread(fd, HEAD_BYTES, 0), str(log))
+        head = read_head(fd, log)
         start, size = head.place(main.log.end), files.layer.status(fd).st_size
         if not head.size <= start <= size:
             raise corrupt(str(log), size, f"byte {start}, up to which it was acknowledged, is not in it")
@@ -245,6 +252,40 @@ def _load_tail(path: Path, main: MainFile) -> Tail:
     except TornError:
         pass
     return Tail(entries, end - start, skipped + len(content) - end)
+
+
+def _load_log(path: Path) -> Found | None:
+    """Read the current version from the log alone, where that is possible: if it is one of lines.
+
+    The main file beside such a log is not synced with each commit, so that a power cut may leave a part of it.
+    """
+    log = log_path(path)
+    try:
+        content = files.layer.read(log)
+    except FileNotFoundError:
+        return None
+    head = decode_head(content, str(log))
+    entries, end = [], head.size
+    with contextlib.suppress(TornError):
+        for place, entry in LogReader(content, head, str(log)).entries(head.size):
+            entries.append(entry)
+            end = place
+    if head.kind != "lines" or not entries:
+        return None
+    record = entries[-1].records[-1]
+    count = sum(len(entry.records) for entry in entries)
+    requests = [*head.requests, *(request for entry in entries for request in entry.requests)]
+    mark = LogMark(head.offset(end), count, record.version, True)
+    main = MainFile(path.name, record, mark, requests[-REQUESTS_KEPT:])
+    return Found(main, Shape("json", None), Tail([], 0, len(content) - end))
+
+
+def read_head(fd: int, log: Path) -> LogHead:
+    """Return how an open log is written."""
+    size = HEAD_BYTES
+    while not head_is_whole(content := files.layer.pread(fd, size, 0)) and len(content) == size:
+        size *= 8
+    return decode_head(content, str(log))
 
 
 def _pread_all(fd: int, start: int, end: int) -> bytes:

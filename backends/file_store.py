@@ -119,8 +119,7 @@ class FileStore:
         """Sync both files of the only write at the same time: they share one commit of the journal."""
         prepared.prepare()
         if not prepared.syncs_both:
-            prepared.sync_main()
-            prepared.sync_log()
+            _sync(prepared)
             return
         log = self._threads.submit(prepared.sync_log)
         try:
@@ -133,8 +132,13 @@ class FileStore:
 
 def _prepare(prepared: Prepared) -> None:
     prepared.prepare()
+    _sync(prepared)
+
+
+def _sync(prepared: Prepared) -> None:
     prepared.sync_main()
     prepared.sync_log()
+    prepared.refresh_main()
 
 
 def _refusal(prepare: Callable[[Prepared], None], prepared: Prepared) -> DgentError | None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from dgents.backends import files
 from dgents.backends.file_format import LogMark, MainFile, Shape, corrupt, encode_main
-from dgents.backends.file_log import LogHead, decode_head, encode_entries, encode_head, kind_of
+from dgents.backends.file_log import LogHead, decode_head, encode_entry, encode_head, kind_of
 from dgents.backends.file_reader import (
     HEAD_BYTES,
     REQUESTS_KEPT,
@@ -63,7 +63,7 @@ class Place:
         last: the newest version in the log.
         unlogged: the versions that are not in the log, as they will stand there, the current one among them.
         continues: whether the log may hold versions newer than the main file.
-        tail_count: how many it does hold.
+        tail_count: how many versions are only in the log as far as is durable, or a few more.
         tail_bytes: their size.
         state_bytes: the size of the state in the main file.
         log_damaged: the log can't be rewritten, because it can't be read.
@@ -107,8 +107,10 @@ class Place:
         place.main_id = identify(path)
         place.tail_count = sum(len(entry.records) for entry in found.tail.entries)
         place.tail_bytes = found.tail.size
+        if found.shape.lines and found.main.log.continues:
+            place.tail_count += 1  # the main file may be one that was not synced
         place.end = found.main.log.end + found.tail.size
-        place.count = found.main.log.count + place.tail_count
+        place.count = found.main.log.count + sum(len(entry.records) for entry in found.tail.entries)
         place.last = found.version if found.tail.entries else found.main.log.last
         place.continues = found.main.log.continues
         place.unlogged = _unlogged(place, found)
@@ -130,12 +132,17 @@ def _unlogged(place: Place, found: Found) -> list[bytes]:
     if found.shape == shape:
         entries = list(found.main.earlier)
     else:
-        entries = [encode_entries([record], [], shape) for record in found.earlier(place.path)]
-    return [*entries, encode_entries([found.main.record], [], shape)][-bound:]
+        entries = [encode_entry([record], [], shape) for record in found.earlier(place.path)]
+    return [*entries, encode_entry([found.main.record], [], shape)][-bound:]
+
+
+def is_far_behind(place: Place) -> bool:
+    """Say whether the next commit should write the main file: its log went far ahead of what is durable of it."""
+    return place.tail_count >= TAIL_COUNT or place.tail_bytes > max(TAIL_BYTES, place.state_bytes)
 
 
 def keep_up(place: Place) -> None:
-    """Rewrite what is due: the main file if the log went far ahead of it, the log if it holds too much.
+    """Rewrite what is due: both files for another format, the log if it holds too much.
 
     Raises:
         StateCorruptionError: the state can't be read.
@@ -144,17 +151,13 @@ def keep_up(place: Place) -> None:
     settings, bound = place.settings, place.settings.max_history
     if place.shape is not None and place.shape != settings.shape:
         _convert(place)
-    elif place.tail_count >= TAIL_COUNT or place.tail_bytes > max(TAIL_BYTES, place.state_bytes):
+    if place.has_log and place.count > 2 * bound and (bound or (settings.deltas and not place.tail_count)):
         checkpoint(place)
-    if place.count > 2 * bound and place.continues and (bound or not place.tail_count):
-        checkpoint(place)
-        _compact(place)
-    elif place.count > 2 * bound > 0:
         _compact(place)
 
 
 def checkpoint(place: Place) -> None:
-    """Write the current version to the main file, if it is only in the log."""
+    """Write the current version to the main file, and make that durable, unless it is."""
     if not place.tail_count:
         return
     found = load(place.path)
@@ -201,13 +204,6 @@ def settle(place: Place) -> None:
     files.layer.fsync_directory(place.path.parent)
 
 
-def read_head(place: Place, fd: int) -> LogHead:
-    """Return the log's head; read once, as long as the log is the same file."""
-    if place.head is None:
-        place.head = decode_head(files.layer.pread(fd, HEAD_BYTES, 0), str(place.log))
-    return place.head
-
-
 def _convert(place: Place) -> None:
     """Go over to another format: everything in the log to the main file, then the log to its new kind."""
     checkpoint(place)
@@ -242,8 +238,8 @@ def _compact(place: Place) -> None:
     except StateCorruptionError:
         place.log_damaged = True  # left as it is; `history` says so
         return
-    body = b"".join([encode_entries([record], [], shape) for record in kept])
-    head_bytes = encode_head(kind_of(shape), place.end - len(body))
+    body = b"".join([encode_entry([record], [], shape) for record in kept])
+    head_bytes = encode_head(kind_of(shape), place.end - len(body), list(place.requests))
     files.write_atomically(log, head_bytes + body, sync=place.settings.sync)
     place.head = None
     place.log_id = identify(log)

@@ -12,23 +12,24 @@ Invariants:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 from msgspec.structs import replace
 
 from dgents.backends.file import PersistentAgent
+from dgents.backends.file_reader import SUFFIX
+from dgents.backends.files import safe_name
 from dgents.backends.sql import SQLAgent
-from dgents.runtime.contract import Agent, Backend, Opened, Record, Request, Store, Write
-from dgents.runtime.errors import StateError, StateNotFoundError
+from dgents.runtime.contract import Agent, Backend, Opened, Write
+from dgents.runtime.errors import DgentError, StateError, StateNotFoundError, VersionConflictError
 from dgents.runtime.loops import running_loop
 from dgents.runtime.resources import SharedResources
-from dgents.stores import Entry, Place, Stored, open_store
-from dgents.stores import Store as Contents
+from dgents.stores import Entry, Place, Store, Stored, open_store
 
 OnProgress = Callable[[int, int], None]
 
@@ -74,39 +75,59 @@ def copy(
             raise StateNotFoundError(f"there are no states in {source.safe}", hint="check the path")
         if destination.kind == "file" and len(entries) > 1:
             raise ValueError(
-                f"{destination.safe} can hold one state, and there are {len(entries)} in {source.safe}; "
-                f"name a folder: {destination.safe}/"
+                f"{destination.safe} would be the file of one state, and there are {len(entries)} in {source.safe}; "
+                f"for a folder write {destination.safe}/, for a database {destination.safe}.db"
             )
-        target = Target(destination, table if not source.has_tables else None)
-        with target.open() as present:
-            work = _Work(target, present, on_progress, on_warning)
-            return anyio.run(work.run, entries)
+        with Target(destination, None if source.has_tables else table) as target:
+            return anyio.run(_Work(target, on_progress, on_warning).run, entries)
 
 
 class Target:
-    """Where states are copied to, and what they are called there."""
+    """Where states are copied to: what they are called there, and what is there already."""
 
     def __init__(self, place: Place, table: str | None = None) -> None:
         self.place = place
-        self._table = table
+        self._table = table or _TABLE
+        self._opened = ExitStack()
+        self._contents: Store | None = None
 
-    @contextmanager
-    def open(self) -> Iterator[Contents | None]:
-        """Open what is there already; None if nothing is."""
-        if self.place.kind in ("sqlite", "file", "folder") and not Path(self.place.uri).exists():
-            yield None
-            return
-        with open_store(self.place) as contents:
-            yield contents
+    def __enter__(self) -> Self:
+        place = self.place
+        if place.kind in ("redis", "postgres") or (place.kind == "sqlite" and Path(place.uri).exists()):
+            self._contents = self._opened.enter_context(open_store(place))
+        return self
 
-    def name(self, stored: Stored) -> tuple[str | None, str]:
-        """Return the table, if there are any, and the key."""
-        return (stored.table or self._table or _TABLE) if self.place.has_tables else None, stored.key
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def plan(self, stored: Stored) -> Stored:
+        """Return a state as it is to be here."""
+        table = (stored.table or self._table) if self.place.has_tables else None
+        if not stored.records:
+            return stored._replace(table=table)
+        first = stored.records[-1].version - len(stored.records) + 1
+        records = [replace(record, version=first + n, delta=None) for n, record in enumerate(stored.records)]
+        numbers = {old.version: new.version for old, new in zip(stored.records, records, strict=True)}
+        requests = [replace(one, version=numbers.get(one.version, one.version)) for one in stored.requests]
+        return Stored(table, stored.key, records, requests)
+
+    def present(self, planned: Stored) -> Stored | None:
+        """Return what is in the place of ``planned`` now."""
+        if self.place.kind in ("file", "folder"):
+            path = self.place.uri
+            if self.place.kind == "folder":
+                path = os.path.join(path, safe_name(planned.key) + SUFFIX)
+            if not Path(path).exists():
+                return None
+            with open_store(Place("file", path, path)) as one:
+                return next(one.entries()).read()
+        found = self._contents.find(planned.key, planned.table) if self._contents else []
+        return found[0] if found else None
 
     def agent(self, planned: Stored) -> Agent:
         """Describe an actor whose history is bounded at just what it is given."""
-        # The number of a version tells whether those before it were dropped or are missing: bound and history have
-        # to agree. The bound is the agent's and not the state's: the next to open the state brings its own.
+        # From the number of a version a store tells whether those before it were dropped or are missing, so the bound
+        # has to fit. It is the agent's and not the state's: whoever opens the state next brings one of his own.
         bound = len(planned.records) if len(planned.records) > 1 else 0
         place = self.place
         if place.kind == "redis":
@@ -114,43 +135,106 @@ class Target:
 
             return RedisAgent(place.uri, key=planned.key, max_history=bound)
         if place.has_tables:
-            assert planned.table is not None
-            return SQLAgent(place.uri, planned.table, key=planned.key, max_history=bound)
-        path = os.path.join(place.uri, "") if place.kind == "folder" else place.uri
-        return PersistentAgent(path, max_history=bound)
+            return SQLAgent(place.uri, planned.table or self._table, key=planned.key, max_history=bound)
+        return PersistentAgent(place.uri, max_history=bound)
+
+    def conflict(self, planned: Stored, version: int) -> StateError:
+        """Return the error for another state in the place of ``planned``."""
+        return StateError(
+            f"{self.place.safe} holds another state under the key {planned.key!r}, at version {version}; "
+            f"the one to copy is at version {planned.records[-1].version}",
+            key=planned.key,
+            hint="nothing of it was changed; delete it there, or copy to another place",
+        )
 
 
 class _Work:
     """One run: reads state after state, and writes them in batches."""
 
-    def __init__(
-        self, target: Target, present: Contents | None, on_progress: OnProgress, on_warning: Callable[[str], None]
-    ) -> None:
+    def __init__(self, target: Target, on_progress: OnProgress, on_warning: Callable[[str], None]) -> None:
         self._target = target
-        self._present = present
         self._on_progress = on_progress
         self._on_warning = on_warning
         self._copied = Copied()
+        self._origins: dict[tuple[str | None, str], str | None] = {}
 
     async def run(self, entries: Sequence[Entry]) -> Copied:
         resources = SharedResources(running_loop(), self._emit)
-        written: dict[tuple[str | None, str], Stored] = {}
+        batch: list[Stored] = []
+        size = 0
         try:
-            batch: list[Stored] = []
-            for done, entry in enumerate(entries):
-                planned = plan(entry.read(), self._target)
-                if not planned.records:
-                    continue
-                if self._is_there(planned):
-                    self._copied.present += 1
-                    continue
-                batch.append(planned)
-                if len(batch) == _BATCH_STATES or _size(batch) >= _BATCH_BYTES:
+            for done, entry in enumerate(entries, 1):
+                planned = self._planned(entry.read())
+                if planned is not None:
+                    batch.append(planned)
+                    size += sum(len(record.data or b"") for record in planned.records)
+                if batch and (len(batch) == _BATCH_STATES or size >= _BATCH_BYTES or done == len(entries)):
                     await self._write(batch, resources)
-                    batch = []
-                    self._on_progress(done + 1, len(entries))
-            await self._write(batch, resources)
+                    batch, size = [], 0
+                self._on_progress(done, len(entries))
         finally:
             with anyio.CancelScope(shield=True):
                 await resources.close()
         return self._copied
+
+    def _planned(self, stored: Stored) -> Stored | None:
+        """Return what has to be written for a state; None if nothing has to be."""
+        planned = self._target.plan(stored)
+        if not planned.records:
+            return None
+        name = (planned.table, planned.key)
+        if name in self._origins:
+            raise ValueError(
+                f"the key {planned.key!r} is in the tables {self._origins[name]!r} and {stored.table!r}, and "
+                f"{self._target.place.safe} has no tables; choose one with --table"
+            )
+        self._origins[name] = stored.table
+        present = self._target.present(planned)
+        if present is None or not present.records:
+            return planned
+        if _content(present) != _content(planned):
+            raise self._target.conflict(planned, present.records[-1].version)
+        self._copied.present += 1
+        return None
+
+    async def _write(self, batch: Sequence[Stored], resources: SharedResources) -> None:
+        backends = [self._target.agent(planned).backend(planned.key, resources) for planned in batch]
+        try:
+            found: dict[int, Opened] = {}
+            async with anyio.create_task_group() as tasks:
+                for number, backend in enumerate(backends):
+                    tasks.start_soon(_open, backend, number, found)
+            await self._commit(batch, backends, [found[number] for number in range(len(batch))])
+        finally:
+            with anyio.CancelScope(shield=True):
+                for backend in backends:
+                    await backend.close()
+        self._copied.states += len(batch)
+        self._copied.versions += sum(len(planned.records) for planned in batch)
+
+    async def _commit(self, batch: Sequence[Stored], backends: Sequence[Backend], opened: Sequence[Opened]) -> None:
+        writes = []
+        for planned, backend, found in zip(batch, backends, opened, strict=True):
+            if found.record is not None:  # saved since it was looked for
+                raise self._target.conflict(planned, found.record.version)
+            records = [replace(record, epoch=found.epoch) for record in planned.records]
+            writes.append(Write(backend, 0, records, planned.requests, planned.key))
+        store = backends[0].store
+        assert store is not None, "what is open has a store, and one place has one of them"
+        for planned, refusal in zip(batch, await store.commit(writes), strict=True):
+            if isinstance(refusal, VersionConflictError):
+                raise self._target.conflict(planned, refusal.actual)
+            if isinstance(refusal, DgentError):
+                raise refusal
+
+    def _emit(self, kind: str, actor: str | None = None, **details: Any) -> None:
+        if kind == "warning":
+            self._on_warning(str(details.get("message", details)))
+
+
+async def _open(backend: Backend, number: int, found: dict[int, Opened]) -> None:
+    found[number] = await backend.open()
+
+
+def _content(stored: Stored) -> list[tuple[Any, ...]]:
+    return [(record.version, record.saved_at, record.data, record.schema) for record in stored.records]

@@ -196,7 +196,9 @@ def _check_data(stored: Stored) -> Iterator[StateCorruptionError]:
             if record.data is not None:
                 describe(record.data)
         except StateCorruptionError as error:
-            yield StateCorruptionError(f"version {record.version} of {stored.key!r} is damaged: {error}", path=stored.key)
+            yield StateCorruptionError(
+                f"version {record.version} of {stored.key!r} is damaged: {error}", path=stored.key
+            )
 
 
 def _locate_url(scheme: str, uri: str) -> Place:

@@ -349,7 +349,7 @@ class Cell(StateTurns):
                 self.post(envelope)
                 reply = await envelope.waiter
         if type(reply) is Failure:
-            raise reply.error
+            raise reply.again()
         return reply
 
     def admit(self, message: Any, *, waits: bool) -> None:
@@ -493,8 +493,11 @@ class Cell(StateTurns):
 
     def persist(self, delta: bytes | None) -> None:
         """Stage the new version for its store."""
+        self.stage(Record(self.version, self.epoch, self.saved_at, self.data, self.codec.version, delta))
+
+    def stage(self, record: Record) -> None:
+        """Put a record into the batch that gathers."""
         assert self.committer is not None
-        record = Record(self.version, self.epoch, self.saved_at, self.data, self.codec.version, delta)
         gate = self.gate
         if gate is None or not gate.gathering:
             self.gate = gate = Staged(self)

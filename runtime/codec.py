@@ -165,6 +165,19 @@ class Codec(Generic[S]):
                 pass  # written without this schema, or unreadable: the tree tells
         return self._from_builtins(self.to_tree(data))
 
+    @property
+    def read(self) -> Callable[[Any], S]:
+        """The bare decoder, for many small values that a checksum vouches for; raises what msgspec raises.
+
+        It reads what this codec wrote at the current schema version. `decode` reads more, bounds it, and explains.
+        """
+        if self._typed is not None:
+            return self._typed.decode  # type: ignore[no-any-return]
+        if self._converter is None:
+            return self._tree.decode
+        converter = self._converter
+        return lambda data: converter.convert(self._tree.decode(data))
+
     def _from_builtins(self, tree: Any) -> S:
         if self._converter is None:
             state: S = tree

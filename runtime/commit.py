@@ -25,6 +25,7 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
+from copy import copy
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,14 @@ class Failure:
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
+
+    def again(self) -> BaseException:
+        """Return the error for one of several who wait: each raises its own, with a traceback of its own."""
+        if not isinstance(self.error, DgentError):
+            return self.error
+        error = copy(self.error)
+        error.__cause__ = self.error.__cause__
+        return error
 
 
 class Staged:
@@ -98,14 +107,19 @@ class Staged:
 
     async def wait(self) -> None:
         """Return when the records are durable, or raise what became of them."""
+        failure: Failure | None
         if not self.is_open and self.error is None:
-            waiter = self.cell.loop.waiter()
-            self._waiters.append(waiter)
-            failure = await waiter  # not this one's own error: it may have been absorbed meanwhile
-            if failure is not None:
-                raise failure.error
-        if self.error is not None:
-            raise self.error
+            failure = await self.join()  # not this one's own error: it may have been absorbed meanwhile
+        else:
+            failure = None if self.error is None else Failure(self.error)
+        if failure is not None:
+            raise failure.again()
+
+    def join(self) -> Waiter:
+        """Return a waiter for the opening of a gate that is closed; its result is None, or a `Failure`."""
+        waiter = self.cell.loop.waiter()
+        self._waiters.append(waiter)
+        return waiter
 
     def answer(self, waiter: Waiter, reply: Any) -> None:
         """Give ``reply`` to ``waiter`` once the records are durable, or the error if they are refused."""

@@ -79,12 +79,22 @@ class StateCorruptionError(StateError, ValueError):
     Args:
         path: the file, database or key.
         offset: the byte at which reading failed, where there is one.
+        event: the number of the event that is not what was appended, in a stream.
     """
 
-    def __init__(self, message: str, *, path: str | None = None, offset: int | None = None, **fields: Any) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        offset: int | None = None,
+        event: int | None = None,
+        **fields: Any,
+    ) -> None:
         super().__init__(message, **fields)
         self.path = path
         self.offset = offset
+        self.event = event
 
 
 class StateTooLargeError(StateError, ValueError):

@@ -87,11 +87,11 @@ class Ref(Generic[S]):
             cell.touched = turn
             at, state, data = cell.version, cell.value, cell.data
             if state is not MISSING:
-                if cell.gate is not None:
-                    await cell.gate.wait()
+                if cell.gate is not None and (failure := await cell.gate.join()) is not None:
+                    raise failure.again()
             elif data is not None:
-                if cell.gate is not None:
-                    await cell.gate.wait()
+                if cell.gate is not None and (failure := await cell.gate.join()) is not None:
+                    raise failure.again()
                 try:
                     state = cell.codec.decode_known(data)
                 except (ValueError, TypeError, OverflowError, RecursionError):
@@ -185,8 +185,8 @@ class Ref(Generic[S]):
                 if cell.gate is not None:  # the error may tell of a version that is not durable yet
                     await cell.gate.wait()
                 raise
-            if cell.gate is not None:
-                await cell.gate.wait()
+            if cell.gate is not None and (failure := await cell.gate.join()) is not None:
+                raise failure.again()
         else:
             version = await self._ask(cell, request_id, cell.put, value, data, if_version, seen)
         self._saw(version)
@@ -240,8 +240,8 @@ class Ref(Generic[S]):
                     raise
             if type(new) is not Pending:
                 version = cell.version
-                if cell.gate is not None:
-                    await cell.gate.wait()
+                if cell.gate is not None and (failure := await cell.gate.join()) is not None:
+                    raise failure.again()
             else:  # an async function: it goes on in a task of the runtime's own
                 try:
                     new, version = await cell.call(cell.resume, new, fn, args, default)

@@ -212,9 +212,13 @@ class Supervisor:
         return self._own.restart(now)
 
     def begin_anew(self, error: BaseException) -> None:
-        """Restart all children; the budgets begin anew."""
-        self._group = self.new_intensity()
+        """Restart because something above was restarted; the budgets begin anew."""
         self._own = None
+        self._restart_children(error)
+
+    def _restart_children(self, error: BaseException) -> None:
+        """Restart all children, with new budgets; what this supervisor has spent of its parent's stays spent."""
+        self._group = self.new_intensity()
         for child in list(self._children.values()):
             child.begin_anew(error)
 
@@ -232,7 +236,7 @@ class Supervisor:
         self._runtime.emit("escalated", child.name, error=error, supervisor=self.name, to=self.parent.name)
         delay = self.parent.child_crashed(self, error)
         if delay is not None:
-            self.begin_anew(SiblingCrashed(f"supervisor {self.name!r} was restarted: {error}"))
+            self._restart_children(SiblingCrashed(f"supervisor {self.name!r} was restarted: {error}"))
         return delay
 
     def _affected(self, crashed: Child | Supervisor) -> Iterator[Child | Supervisor]:

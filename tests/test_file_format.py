@@ -21,7 +21,7 @@ from dgents.backends.file_log import (
     LogReader,
     TornError,
     decode_head,
-    encode_entries,
+    encode_entry,
     encode_head,
     kind_of,
 )
@@ -93,7 +93,7 @@ def test_a_malformed_tag_is_a_value_error(text: bytes) -> None:
 
 
 def example(shape: Shape, data: bytes | None = CODEC.encode(state_of(7))) -> MainFile:
-    earlier = [encode_entries([record_of(6, 2)], [], shape)]
+    earlier = [encode_entry([record_of(6, 2)], [], shape)]
     requests = [Request("a", 6, b"\xff"), Request("b", 7)]
     return MainFile("user/7", Record(7, 2, 1_700_000_000.125, data, 3), LogMark(3, 4, 5, True), requests, earlier)
 
@@ -159,10 +159,10 @@ def test_times_of_this_century_come_back_exactly(seconds: float) -> None:
 
 def log_of(shape: Shape) -> tuple[bytes, list[int]]:
     """Return a log of four versions and the places behind each entry."""
-    content = encode_head(kind_of(shape), -40)
+    content = encode_head(kind_of(shape), -40, [Request("r", 1)])
     ends = [len(content)]
     for version in range(1, 5):
-        content += encode_entries([record_of(version, 1)], [], shape)
+        content += encode_entry([record_of(version, 1)], [], shape)
         ends.append(len(content))
     return content, ends
 
@@ -212,7 +212,7 @@ def test_a_log_that_is_cut_is_torn_at_its_last_whole_entry(shape: Shape) -> None
 def test_an_entry_with_a_sector_that_was_never_written_is_torn(lost: int) -> None:
     shape = Shape("msgpack", None)
     content, ends = log_of(shape)
-    entry = encode_entries([record_of(5, 1, pad=1500)], [], shape)
+    entry = encode_entry([record_of(5, 1, pad=1500)], [], shape)
     start = (len(content) // 512 + lost) * 512
     whole = bytearray(content + entry)
     whole[max(start, ends[-1]) : start + 512] = bytes(start + 512 - max(start, ends[-1]))

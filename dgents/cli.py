@@ -1,0 +1,243 @@
+"""The command line. An error is one line on stderr and exit status 2; see the README for the commands.
+
+What a command needs is imported by the command: `dgents --help` answers before rich or a database driver is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from dgents.stores import Stored
+
+_ERROR = 2
+_DAMAGED = 1
+_INTERRUPTED = 130  # what a shell says of a program that SIGINT ended
+_NO_READER = 141  # and of one that SIGPIPE ended
+_SECRETS = re.compile(r"(?<=://)[^\s'\"]*@|(?<=password=)[^&\s'\"]+")
+
+_WHAT = "a SQLite database, a state file or folder, sqlite:///, redis:// or postgresql://"
+_COPY = f"""
+Copy every state with its history and its request ids. SRC and DST are each {_WHAT}.
+What is not there yet is a database if it ends in .db, .sqlite or .sqlite3, a folder if it ends in /, else the file of
+one state.
+
+A state is written whole or not at all, so after an interruption run the same command again: what is there already is
+compared and passed over. Another state under the same key is never overwritten: that is an error.
+
+Versions keep their numbers: a history of which the newest 100 versions are left starts above 1 there, too. Only where
+some in the middle are missing, those before them get the numbers next to the ones after them. Times and schema versions
+are kept; epochs begin anew, and times to live are not copied. Programs may go on using SRC: what they write after a
+state was read is not copied.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message}; see {self.prog} --help")
+        raise SystemExit(_ERROR)
+
+
+class _Version(argparse.Action):
+    """Prints the version, which takes longer to find out than everything else here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"dgents {version('dgents')}")
+        parser.exit()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")  # a key may hold what the terminal can't say
+    try:
+        chosen = _parser().parse_args(arguments)
+        status: int = chosen.command(chosen)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NO_READER
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return _INTERRUPTED
+    except Exception as error:
+        _complain(_one_line(error))
+        return _ERROR
+    return status
+
+
+def bench(chosen: argparse.Namespace) -> int:
+    """Run benchmarks."""
+    from dgents.benchmarks.run import run
+
+    return run(chosen.suite, chosen.quick, chosen.plot, chosen.json, chosen.compare)
+
+
+def demo(chosen: argparse.Namespace) -> int:
+    """Show the main job on embedded backends."""
+    from dgents.demo import run
+
+    return run()
+
+
+def inspect(chosen: argparse.Namespace) -> int:
+    """List what a place holds, or show one state as JSON."""
+    from dgents.listing import print_states, to_json
+    from dgents.stores import locate, open_store
+
+    place = locate(chosen.uri)
+    with open_store(place, chosen.table) as store:
+        if chosen.key is None:
+            print_states(store, place.safe)
+        else:
+            print(to_json(_only(store.find(chosen.key), chosen.key, place.safe)))
+    return 0
+
+
+def history(chosen: argparse.Namespace) -> int:
+    """Show the versions of a state and what changed between them."""
+    from dgents.listing import print_history
+    from dgents.stores import locate, open_store
+
+    place = locate(chosen.uri)
+    with open_store(place, chosen.table) as store:
+        stored = _only(store.find(chosen.key), chosen.key, place.safe)
+    print_history(stored.records, chosen.limit)
+    return 0
+
+
+def verify(chosen: argparse.Namespace) -> int:
+    """Check every record."""
+    from dgents.listing import escaped
+    from dgents.runtime.errors import StateCorruptionError
+    from dgents.stores import locate, open_store
+    from dgents.stores import verify as findings
+
+    place = locate(chosen.uri)
+    states = versions = faults = 0
+    try:
+        with open_store(place) as store:
+            for finding in findings(store):
+                if isinstance(finding, StateCorruptionError):
+                    faults += 1
+                    print(f"damaged: {escaped(str(finding))}")
+                elif finding.records:
+                    states += 1
+                    versions += len(finding.records)
+    except StateCorruptionError as error:  # there is no opening it
+        faults += 1
+        print(f"damaged: {escaped(str(error))}")
+    whole = f"{_count(states, 'state')} with {_count(versions, 'version')}"
+    if faults:
+        print(f"{place.safe}: {_count(faults, 'fault')} found; {whole} could be read whole")
+        return _DAMAGED
+    print(f"{place.safe}: {whole}, all whole")
+    return 0
+
+
+def copy(chosen: argparse.Namespace) -> int:
+    """Copy states and their histories."""
+    from dgents.copying import copy as copy_states
+    from dgents.listing import progress
+    from dgents.stores import locate
+
+    source, destination = locate(chosen.source), locate(chosen.destination)
+    with progress("copying") as on_progress:
+        done = copy_states(source, destination, table=chosen.table, on_progress=on_progress, on_warning=_complain)
+    text = f"copied {_count(done.states, 'state')} with {_count(done.versions, 'version')} to {destination.safe}"
+    print(f"{text}; {done.present:,} there already" if done.present else text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("dgents", description="State for systems of many agents: one owner per state.", allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    _add_bench(commands)
+    _add(commands, "demo", demo, "the main job in a minute, on embedded backends; exit 1 if an update was lost")
+    one = _add(commands, "inspect", inspect, "what a file, database or server holds; one state as JSON", table=True)
+    one.add_argument("uri", metavar="URI", help=_WHAT)
+    one.add_argument("key", metavar="KEY", nargs="?", help="show this state, as JSON")
+    one = _add(commands, "history", history, "the versions of a state, and what changed between them", table=True)
+    one.add_argument("uri", metavar="URI", help=_WHAT)
+    one.add_argument("key", metavar="KEY")
+    one.add_argument("--limit", metavar="N", type=_positive, help="only the newest N versions")
+    one = _add(commands, "verify", verify, "check every record; exit 1 and the place where it breaks")
+    one.add_argument("uri", metavar="URI", help=_WHAT)
+    one = _add(
+        commands, "copy", copy, "every key and its history, from any backend to any other; resumable", table=True
+    )
+    one.description, one.formatter_class = _COPY.strip(), argparse.RawDescriptionHelpFormatter
+    one.add_argument("source", metavar="SRC")
+    one.add_argument("destination", metavar="DST")
+    return parser
+
+
+def _add_bench(commands: Any) -> None:
+    one = _add(commands, "bench", bench, "concurrency benchmarks: progress bars, tables, plots")
+    one.add_argument("suite", metavar="SUITE", nargs="*", help="its name; all of them if none is given")
+    one.add_argument("--quick", action="store_true", help="be done in seconds; the figures are not to be quoted")
+    one.add_argument("--plot", metavar="DIR", type=Path, help="write PNG and SVG pictures there")
+    one.add_argument("--json", metavar="FILE", type=Path, help="write the results there")
+    one.add_argument("--compare", metavar="OLD", type=Path, help="show what changed since the --json of an earlier run")
+
+
+def _add(
+    commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str, *, table: bool = False
+) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    added.set_defaults(command=command)
+    if table:
+        added.add_argument(
+            "--table", metavar="NAME", help="of a SQL database only this table (to copy: of SRC, else of DST)"
+        )
+    return added
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def _only(found: list[Stored], key: str, place: str) -> Stored:
+    if not found:
+        raise LookupError(f"there is no state {key!r} in {place}; dgents inspect lists those that there are")
+    if len(found) > 1:
+        tables = ", ".join(str(stored.table) for stored in found)
+        raise LookupError(f"the state {key!r} is in the tables {tables} of {place}; choose one with --table")
+    return found[0]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _one_line(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    expected = isinstance(error, OSError | ValueError | LookupError | ImportError | NotImplementedError)
+    if hasattr(error, "outcome") or (expected and not isinstance(error, KeyError)):
+        return str(error) or type(error).__name__
+    return f"this should not have happened: {type(error).__name__}: {error}"
+
+
+def _complain(text: str) -> None:
+    """Print one line on stderr, without the secrets of URLs that are in it."""
+    line = _SECRETS.sub(lambda found: "***@" if found[0].endswith("@") else "***", " ".join(text.split()))
+    print(f"dgents: {line}", file=sys.stderr)
