@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from dgents.backends.compression import Compression, check_available
 from dgents.backends.file_format import Format, Shape
-from dgents.backends.file_reader import SUFFIX
+from dgents.backends.file_inspect import SUFFIX
 from dgents.backends.file_state import StateFile
 from dgents.backends.file_store import FileStore
 from dgents.backends.file_upkeep import Settings

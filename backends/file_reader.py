@@ -6,7 +6,6 @@ What is current is the main file's version, and behind it what follows in a log 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 from collections import deque
@@ -21,12 +20,9 @@ from dgents.backends.file_records import Chain, is_delta
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StateCorruptionError
 
-SUFFIX = ".state"  # of the files in a directory of states
 LOG_SUFFIX = ".history"
-LOCK_SUFFIX = ".lock"
 REQUESTS_KEPT = 1000
 HEAD_BYTES = 256  # more than any head of a log has
-_ATTEMPTS = 5
 
 
 class Tail(NamedTuple):
@@ -103,6 +99,9 @@ def load(path: Path) -> Found | None:
         if found is None:
             raise
         return found
+    if shape.lines and main.log.continues and not log_path(path).exists():
+        # The user removed it. It told nothing new: each commit refreshes a main file of JSON.
+        main.log = LogMark()
     return Found(main, shape, _load_tail(path, main) if main.log.continues else _NO_TAIL)
 
 
@@ -176,44 +175,6 @@ def whole_versions(content: bytes, head: LogHead, path: str, end: int, main: Rec
                 yield chain.current()
     except TornError as error:
         raise corrupt(path, error.place, "this entry was acknowledged, and is not whole") from error
-
-
-def read_states(path: str | os.PathLike[str]) -> Iterator[tuple[str, list[Record], list[Request]]]:
-    """Yield what the file of a state, or a directory of them, holds: key, versions (oldest first), requests.
-
-    Takes no lock and writes nothing; also while an owner writes.
-
-    Raises:
-        FileNotFoundError: there is nothing of this name.
-        StateCorruptionError: a file can't be trusted; those before it were yielded.
-        OSError: the system refused.
-    """
-    place = Path(path)
-    for file in state_files(place) if place.is_dir() else [place]:
-        yield _read_unlocked(file)
-
-
-def state_files(directory: Path) -> list[Path]:
-    """Return the files of states: by their suffix, or by the lock beside them."""
-    names = set(os.listdir(directory))
-    found = {name for name in names if name.endswith(SUFFIX)}
-    found |= {lock.removesuffix(LOCK_SUFFIX) for lock in names if lock.endswith(LOCK_SUFFIX)} & names
-    return [directory / name for name in sorted(found)]
-
-
-def _read_unlocked(path: Path) -> tuple[str, list[Record], list[Request]]:
-    for attempt in range(_ATTEMPTS):
-        before = identify(path)
-        try:
-            found = load(path)
-            if found is None:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-            return found.main.key, history(path, found, None), found.requests()
-        except StateCorruptionError:
-            # The main file and the log are two files: an owner may have written both in between.
-            if attempt == _ATTEMPTS - 1 or identify(path) == before:
-                raise
-    raise AssertionError("the last attempt returns or raises")
 
 
 def identify(path: Path) -> tuple[int, int] | None:

@@ -28,11 +28,13 @@ from pathlib import Path
 
 from dgents.backends import files
 from dgents.backends.file_commit import Prepared, replaced
-from dgents.backends.file_reader import LOCK_SUFFIX, Found, history, identify, load, log_path
+from dgents.backends.file_reader import Found, history, identify, load, log_path
 from dgents.backends.file_upkeep import Place, Settings, renew, settle
 from dgents.backends.lock import OwnerLock
 from dgents.runtime.contract import Opened, Record, Request, Write
 from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError, VersionConflictError
+
+LOCK_SUFFIX = ".lock"
 
 
 class StateFile:

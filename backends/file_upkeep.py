@@ -17,7 +17,6 @@ from dgents.backends import files
 from dgents.backends.file_format import LogMark, MainFile, Shape, corrupt, encode_main
 from dgents.backends.file_log import LogHead, decode_head, encode_entry, encode_head, kind_of
 from dgents.backends.file_reader import (
-    HEAD_BYTES,
     REQUESTS_KEPT,
     Found,
     identify,

@@ -174,8 +174,8 @@ class SegmentReader:
                 yield batch
             offset += BATCH_BYTES + length
 
-    def records(self, start: int, following: int) -> Iterator[tuple[int, bytes]]:
-        """Yield number and bytes of each record from ``start`` on; the last is ``following`` - 1.
+    def whole(self, start: int, following: int) -> Iterator[Batch]:
+        """Yield every batch of records that holds or follows record ``start``; the last record is ``following`` - 1.
 
         Raises:
             StateCorruptionError: on reaching a broken batch, or the end too early.
@@ -183,11 +183,17 @@ class SegmentReader:
         expected = self.first
         for batch in self.batches(start):
             expected = batch.first + batch.count
+            if batch.count:
+                yield batch
+        if expected != following:
+            raise self.broken(self.limit, f"records {expected} to {following - 1} are missing")
+
+    def records(self, start: int, following: int) -> Iterator[tuple[int, bytes]]:
+        """Yield number and bytes of each record from ``start`` on; raises as `whole`."""
+        for batch in self.whole(start, following):
             for number, record in enumerate(batch.records(), start=batch.first):
                 if number >= start:
                     yield number, record
-        if expected != following:
-            raise self.broken(self.limit, f"records {expected} to {following - 1} are missing")
 
     def tail(self) -> Tail:
         """Find where the last segment ends; what is broken there is a torn write if nothing follows.

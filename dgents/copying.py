@@ -22,7 +22,7 @@ import anyio
 from msgspec.structs import replace
 
 from dgents.backends.file import PersistentAgent
-from dgents.backends.file_reader import SUFFIX
+from dgents.backends.file_inspect import SUFFIX
 from dgents.backends.files import safe_name
 from dgents.backends.sql import SQLAgent
 from dgents.runtime.contract import Agent, Backend, Opened, Write

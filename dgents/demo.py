@@ -28,6 +28,11 @@ AGENTS = 50
 EACH = 20
 ACKNOWLEDGED = 300  # saves after which the victim is killed
 
+_FIRST_STEPS = """\
+    ada = await rt.spawn("profile/ada", dgents.PersistentAgent("ada.json"))
+    await ada.save({"name": "Ada", "visits": 0})
+    await ada.update(lambda ada: ada | {"visits": ada["visits"] + 1})
+"""
 _KINDS = {"sqlite": "SQLite database", "file": "JSON file"}
 
 
@@ -37,7 +42,7 @@ def run(console: Console | None = None) -> int:
     started = perf_counter()
     with tempfile.TemporaryDirectory(prefix="dgents-demo-") as name:
         folder = Path(name)
-        console.print(f"\n[bold]dgents[/bold]: one owner per state. What follows happens now, in {name}.")
+        console.print("\n[bold]dgents[/bold]: state for many agents, and one owner for each state.")
         anyio.run(_actors, console, folder)
         lost = anyio.run(_lost_updates, console, folder)
         lost += _crashes(console, folder)
@@ -45,23 +50,24 @@ def run(console: Console | None = None) -> int:
     if lost:
         console.print(f"\n[bold red]{lost:,} updates were lost.[/bold red] This is a bug; please report it.\n")
         return 1
-    console.print(f"\n[bold green]Nothing was lost.[/bold green] That took {seconds:.0f} seconds.")
+    console.print(f"\n[bold green]dgents lost nothing.[/bold green] That took {seconds:.1f} seconds.")
     console.print("Next: examples/, docs/semantics.md, and `dgents bench` for figures.\n")
     return 0
 
 
 async def _actors(console: Console, folder: Path) -> None:
-    _heading(console, 1, "Actors that own a state")
+    _heading(console, 1, "An actor owns a state")
     path = folder / "ada.json"
+    console.print(_FIRST_STEPS, markup=False, style="dim")
     async with dgents.Runtime() as rt:
         ada = await rt.spawn("profile/ada", dgents.PersistentAgent(path))
         await ada.save({"name": "Ada", "visits": 0})
-        await ada.update(lambda profile: profile | {"visits": profile["visits"] + 1})
-        console.print(f"spawned an actor, saved a state, updated it; it is in {path.name}")
+        await ada.update(lambda ada: ada | {"visits": ada["visits"] + 1})
     async with dgents.Runtime() as rt:
         again = await rt.spawn("profile/ada", dgents.PersistentAgent(path))
         profile, versions = await again.load(), await again.history()
-    console.print(f"reopened by another runtime: {profile}, with {len(versions)} versions of history")
+    console.print(f"The next runtime that opens {path.name} finds {profile},")
+    console.print(f"and {len(versions)} versions of it.")
 
 
 @dataclass
@@ -101,22 +107,21 @@ class _Plain:
 
 
 async def _lost_updates(console: Console, folder: Path) -> int:
-    _heading(console, 2, f"{AGENTS} agents count together, {EACH} times each")
-    console.print("Each agent loads the state, waits for something, and saves it with one more.\n")
-    outcomes = [await _measure("plain object: load, wait, save", _Plain({"count": 0}), careless)]
+    _heading(console, 2, f"{AGENTS} agents update one state, {EACH} times each")
+    console.print("Each loads it, waits (for a model, for a tool), and saves it with one more.")
+    outcomes = [await _measure("plain object: load, save", _Plain({"count": 0}), careless)]
     async with dgents.Runtime() as rt:
-        for name, increment in (("load, wait, save", careless), ("update", careful)):
+        for name, increment in (("load, save", careless), ("update", careful)):
             ref = await rt.spawn(name, dgents.SQLAgent(str(folder / "count.db")))
             await ref.save({"count": 0})
-            outcomes.append(await _measure(f"dgents on SQLite: {name}", ref, increment))
+            outcomes.append(await _measure(f"dgents: {name}", ref, increment))
     console.print(_table(outcomes))
     plain, naive, updates = outcomes
     console.print(f"The plain object lost {plain.lost:,} updates, and nobody was told.")
-    console.print(
-        f"dgents refused {naive.refused:,} of the careless saves: a save may not overwrite what its task\n"
-        "has not seen (StaleStateError). With ref.update(fn) there is nothing to refuse."
-    )
-    console.print(f"All {updates.acknowledged:,} updates were on the disk before they were acknowledged.")
+    console.print(f"dgents refused {naive.refused:,} of the same careless saves: each would have overwritten")
+    console.print("what its task had not seen. `await ref.update(fn)` needs no second try: the")
+    console.print("owner runs one at a time, and answers when SQLite has it on the disk.")
+    console.print(f"That is {updates.acknowledged:,} durable updates in {updates.seconds:.2f} seconds.")
     return abs(naive.lost) + abs(updates.lost)
 
 
@@ -161,7 +166,7 @@ async def _measure(pattern: str, state: Holder, increment: Any) -> Outcome:
 
 def _table(outcomes: list[Outcome]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("acknowledged", "refused", "in the state", "lost"):
         table.add_column(heading, justify="right")
     for one in outcomes:
@@ -172,8 +177,8 @@ def _table(outcomes: list[Outcome]) -> Table:
 
 def _crashes(console: Console, folder: Path) -> int:
     _heading(console, 3, "A process is killed in the middle of its writes")
-    console.print(f"{victim.WRITERS} tasks of another process save to one state and report what was acknowledged.")
-    console.print("It gets SIGKILL while they do. Then the state is opened again.\n")
+    console.print(f"{victim.WRITERS} tasks of another process update one state and report each acknowledgement.")
+    console.print("SIGKILL ends it while they do. Then the state is opened again.\n")
     return sum(_crash(console, folder, kind) for kind in _KINDS)
 
 
@@ -183,9 +188,9 @@ def _crash(console: Console, folder: Path, kind: str) -> int:
     told, found = sum(acknowledged.values()), sum(stored.values())
     lost = sum(max(0, count - stored.get(writer, 0)) for writer, count in acknowledged.items())
     verdict = f"[bold red]{lost} lost[/bold red]" if lost else "[bold green]none lost[/bold green]"
-    console.print(f"{_KINDS[kind]}: {told:,} writes acknowledged, then killed; {found:,} found: {verdict}")
+    console.print(f"{_KINDS[kind]}: {told:,} acknowledged, killed, {found:,} found again: {verdict}")
     if found > told:
-        console.print(f"  ({found - told} were on the disk, and it did not come to acknowledging them)")
+        console.print(f"  ({found - told} had reached the disk, and nobody was told any more)")
     return lost
 
 

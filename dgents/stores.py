@@ -313,7 +313,7 @@ class _Files:
             yield self._entry(path)
 
     def find(self, key: str, table: str | None = None) -> list[Stored]:
-        from dgents.backends.file_reader import SUFFIX
+        from dgents.backends.file_inspect import SUFFIX
         from dgents.backends.files import safe_name
 
         if self._path.is_dir():
@@ -327,7 +327,9 @@ class _Files:
         return iter(())
 
     def _paths(self) -> list[Path]:
-        from dgents.backends.file_reader import LOCK_SUFFIX, LOG_SUFFIX, SUFFIX, state_files
+        from dgents.backends.file_inspect import SUFFIX, state_files
+        from dgents.backends.file_reader import LOG_SUFFIX
+        from dgents.backends.file_state import LOCK_SUFFIX
 
         if not self._path.is_dir():
             return [self._path]
@@ -344,7 +346,7 @@ class _Files:
 
 
 def _read_file(path: Path) -> Stored:
-    from dgents.backends.file_reader import read_states
+    from dgents.backends.file_inspect import read_states
 
     ((key, records, requests),) = read_states(path)
     return Stored(None, key, records, requests)

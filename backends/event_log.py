@@ -1,0 +1,118 @@
+"""What a stream asks of the log that keeps its events: the same few words for memory, a directory, a database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from dgents.backends.event_codec import StoredEvent
+from dgents.runtime.contract import Request, Store
+
+CHUNK = 4096  # events that are read, decoded and folded at a time: a millisecond or two
+
+
+class StateSnapshot(msgspec.Struct, array_like=True, frozen=True):
+    """The state after event ``version``, as it is kept beside a log.
+
+    Attributes:
+        epoch, saved_at, link: those of that event.
+        schema: the version of the state's schema.
+        fold: the fingerprint of the function that made it.
+        state: encoded.
+        requests: the request ids that were remembered then, where the log itself has no place for them.
+    """
+
+    version: int
+    epoch: int
+    saved_at: float
+    schema: int
+    fold: str
+    state: bytes
+    link: bytes | None = None
+    requests: list[Request] = []
+
+
+class LogState(msgspec.Struct):
+    """What a log holds, as it was found by `EventLog.open`.
+
+    Attributes:
+        version: of the newest event, also if `compact` removed it; 0 for none.
+        last: the newest event, if it is there.
+        epoch: the one to write with from now on.
+        floor: the state in front of the oldest event that is kept; None if that is the very first.
+        latest: the newest snapshot.
+        head: of the chain, as it was kept.
+    """
+
+    version: int
+    last: StoredEvent | None
+    epoch: int
+    floor: StateSnapshot | None = None
+    latest: StateSnapshot | None = None
+    head: bytes | None = None
+
+
+class EventLog(Protocol):
+    """The events of one stream, owned by one actor."""
+
+    @property
+    def store(self) -> Store | None:
+        """Where its appends go; None for a log in memory, which takes them from `put`."""
+        ...
+
+    async def open(self) -> LogState:
+        """Claim the log and find its ends. Called again after a failure, after `close`.
+
+        Raises:
+            StateLockedError: another process owns it.
+            StateCorruptionError: it can't be read; it is left as it was.
+            StorageError: it can't be reached or refuses.
+        """
+        ...
+
+    def put(self, stored: StoredEvent, event: object) -> None:
+        """Append to a log in memory."""
+        ...
+
+    def chunks(self, after: int, until: int) -> AsyncIterator[Sequence[StoredEvent]]:
+        """Yield the events from ``after`` + 1 to ``until``, in order, some thousands at a time.
+
+        Raises:
+            StateCorruptionError: at the place that can't be read.
+        """
+        ...
+
+    async def requests(self) -> list[Request]:
+        """Return the remembered request ids, oldest first: at most the last 1,000."""
+        ...
+
+    def remember(self, requests: Sequence[Request]) -> None:
+        """Take over the request ids that were met in the events after the newest snapshot."""
+        ...
+
+    async def keep(self, snapshot: StateSnapshot) -> None:
+        """Keep the newest snapshot in place of the one before."""
+        ...
+
+    async def compact(self, floor: StateSnapshot, head: bytes | None) -> None:
+        """Remove the events up to that of ``floor``, which is kept, and replace the head: all of it or nothing."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the log. Never raises for one that is gone."""
+        ...
+
+
+def check_numbers(actor: str, chunk: Sequence[StoredEvent], first: int) -> None:
+    """Check that the events of a chunk have consecutive numbers from ``first`` on.
+
+    Raises:
+        StateCorruptionError: ``event`` is the first number that is missing.
+    """
+    from dgents.backends.chain import broken
+
+    for expected, stored in enumerate(chunk, first):
+        if stored.version != expected:
+            raise broken(actor, expected, f"event {stored.version} stands in its place")
