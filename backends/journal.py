@@ -34,6 +34,7 @@ from dgents.backends import files
 from dgents.backends.segment import (
     BATCH_BYTES,
     HEADER_BYTES,
+    Batch,
     SegmentReader,
     batch_size,
     first_in_name,
@@ -146,17 +147,21 @@ class Journal:
             return first
 
     def read(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
-        """Yield number and bytes of each record from number ``start`` on, oldest first, one batch in memory.
+        """Yield number and bytes of each record from number ``start`` on; as `batches` otherwise."""
+        return _records(self.batches(start), start)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yield each batch that holds or follows record ``start``, oldest first, one in memory.
 
         The segments that it has yet to reach must not be trimmed meanwhile.
 
         Raises:
-            StateCorruptionError: on reaching a damaged place; every record before it was yielded.
+            StateCorruptionError: on reaching a damaged place; everything before it was yielded.
             StorageError: the journal is not open, or the disk fails.
         """
         with self._turn:
             self._ready()
-            return self._read(start, [*self._firsts, self.next], self._end)
+            return self._batches(start, [*self._firsts, self.next], self._end)
 
     def roll(self) -> None:
         """Start a new segment, unless the last one is empty: now `trim` can let go of every record so far.
@@ -271,7 +276,7 @@ class Journal:
             files.layer.write(fd, pack_mark(self._salt, self.next), self._end)
         files.layer.step("journal-marked")
 
-    def _read(self, start: int, firsts: list[int], end: int) -> Iterator[tuple[int, bytes]]:
+    def _batches(self, start: int, firsts: list[int], end: int) -> Iterator[Batch]:
         for position, (first, following) in enumerate(pairwise(firsts), start=2):
             if following <= start:
                 continue
@@ -280,7 +285,7 @@ class Journal:
                 fd = files.layer.open(path, os.O_RDONLY)
                 try:
                     limit = end if position == len(firsts) else files.layer.status(fd).st_size
-                    yield from SegmentReader(path, fd, limit).records(start, following)
+                    yield from SegmentReader(path, fd, limit).whole(start, following)
                 finally:
                     files.layer.close(fd)
 
@@ -313,3 +318,10 @@ class Journal:
             files.layer.fdatasync(fd)
         with contextlib.suppress(OSError):
             files.layer.close(fd)
+
+
+def _records(batches: Iterator[Batch], start: int) -> Iterator[tuple[int, bytes]]:
+    for batch in batches:
+        for number, record in enumerate(batch.records(), start=batch.first):
+            if number >= start:
+                yield number, record

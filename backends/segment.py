@@ -188,13 +188,6 @@ class SegmentReader:
         if expected != following:
             raise self.broken(self.limit, f"records {expected} to {following - 1} are missing")
 
-    def records(self, start: int, following: int) -> Iterator[tuple[int, bytes]]:
-        """Yield number and bytes of each record from ``start`` on; raises as `whole`."""
-        for batch in self.whole(start, following):
-            for number, record in enumerate(batch.records(), start=batch.first):
-                if number >= start:
-                    yield number, record
-
     def tail(self) -> Tail:
         """Find where the last segment ends; what is broken there is a torn write if nothing follows.
 

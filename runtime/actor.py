@@ -20,144 +20,47 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from enum import Enum
+from collections.abc import Callable, Sequence
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dgents.runtime.commit import Failure, Staged
-from dgents.runtime.contract import Agent, Backend, Opened, Record, Request
-from dgents.runtime.errors import (
-    ActorStoppedError,
-    DeadlockError,
-    DgentError,
-    MailboxFullError,
-    OwnershipLostError,
-    StorageError,
-)
+from dgents.runtime.contract import Agent, Backend, Opened, Record
+from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
+from dgents.runtime.errors import ActorStoppedError, DgentError, MailboxFullError, StorageError
 from dgents.runtime.mailbox import RUN_AGAIN, Envelope, Mailbox
-from dgents.runtime.recovery import recover, refuse_in_doubt
+from dgents.runtime.phase import Phase
+from dgents.runtime.recovery import recover
 from dgents.runtime.shared import reread, take_shared_turns
-from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Form, Interrupted, StateTurns
+from dgents.runtime.stored import StoredTurns
+from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Interrupted
 
 if TYPE_CHECKING:
     from dgents.runtime.commit import Committer
     from dgents.runtime.loops import Timer
     from dgents.runtime.runtime import BaseRuntime
 
-T = TypeVar("T")
-
 # A tell is drained without a caller that waits; past this many records in one batch the draining waits instead.
 MOST_STAGED = 4096
 
 
-class Phase(Enum):
-    PASSIVE = "passive"
-    RUNNING = "running"
-    RESTARTING = "restarting"
-    STOPPED = "stopped"
-
-
-class TurnInProgress:
-    """The turn that the running code belongs to: an ask from inside it may come back to its own actor.
-
-    ``within`` is the turn that a transaction was opened in: the code in it belongs to both.
-    """
-
-    __slots__ = ("active", "cell", "waits_for", "within")
-
-    def __init__(self, cell: Cell) -> None:
-        self.cell = cell
-        self.active = True
-        self.waits_for: list[Cell] = []
-        self.within: TurnInProgress | None = None
-
-    @contextmanager
-    def waiting_for(self, cell: Cell) -> Iterator[None]:
-        """Take note, while the block lasts, that this turn and those around it wait for ``cell``.
-
-        Raises:
-            DeadlockError: that waits for one of them.
-        """
-        turns = [self]
-        while (outer := turns[-1].within) is not None:
-            turns.append(outer)
-        turns = [turn for turn in turns if turn.active]
-        _check_cycle(self.cell, {turn.cell for turn in turns}, cell)
-        for turn in turns:
-            turn.waits_for.append(cell)
-        try:
-            yield
-        finally:
-            for turn in turns:
-                turn.waits_for.remove(cell)
-
-
-current_turn: ContextVar[TurnInProgress | None] = ContextVar("dgents_turn", default=None)
-
-
-def turn_in_progress() -> TurnInProgress | None:
-    """Return the innermost turn that the running code belongs to."""
-    turn = current_turn.get()
-    while turn is not None and not turn.active:
-        turn = turn.within
-    return turn
-
-
-def _check_cycle(asker: Cell, holds: set[Cell], asked: Cell) -> None:
-    """Refuse to wait for ``asked`` if its turn itself waits for one of those whose turns the asker is in."""
-    stack: list[tuple[Cell, tuple[str, ...]]] = [(asked, (asker.name, asked.name))]
-    visited: set[Cell] = set()
-    while stack:
-        cell, chain = stack.pop()
-        if cell in holds:
-            raise DeadlockError(
-                f"deadlock: the turn of {asker.name!r} asks {' -> '.join(chain)}, which waits for itself",
-                actor=asked.name,
-                chain=chain,
-                hint="compute what you need before the turn, or use tell()",
-            )
-        if cell in visited or cell.turn is None:
-            continue
-        visited.add(cell)
-        stack += [(next_cell, (*chain, next_cell.name)) for next_cell in cell.turn.waits_for]
-
-
-class Cell(StateTurns):
+class Cell(StoredTurns):
     """One actor. Everything here runs in the runtime's thread."""
 
     __slots__ = (
         "__weakref__",
         "agent",
-        "backend",
         "batch",
-        "behind",
         "coop",
         "depth",
-        "draining",
-        "error",
-        "evictions",
-        "expiry",
         "fails_fast",
-        "free",
-        "fresh",
-        "hit",
-        "in_doubt",
         "limit",
-        "listening",
-        "loop",
         "mailbox",
         "misses",
         "on_idle",
-        "phase",
         "restarts",
-        "runtime",
-        "settling",
         "stopped",
         "stopping",
-        "supervision",
         "thread",
         "touched",
         "turn",
@@ -264,10 +167,6 @@ class Cell(StateTurns):
             else:
                 state = self.codec.decode(record.data, record.schema)
                 self.value = state if self.codec.is_immutable(state) else MISSING
-
-    @property
-    def is_shared(self) -> bool:
-        return self.backend is not None and self.backend.ownership == "shared"
 
     def stop(self, why: str) -> Any:
         """Begin to stop: what is queued is still answered, nothing new is taken. Returns a waiter for the end."""
@@ -489,116 +388,7 @@ class Cell(StateTurns):
         elif not envelope.waiter.done():
             envelope.waiter.set_result(reply)
 
-    # Writing
-
-    def persist(self, delta: bytes | None) -> None:
-        """Stage the new version for its store."""
-        self.stage(Record(self.version, self.epoch, self.saved_at, self.data, self.codec.version, delta))
-
-    def stage(self, record: Record) -> None:
-        """Put a record into the batch that gathers."""
-        assert self.committer is not None
-        gate = self.gate
-        if gate is None or not gate.gathering:
-            self.gate = gate = Staged(self)
-            gate.add(record)
-            if self.phase is Phase.RESTARTING:
-                self.in_doubt = [*self.in_doubt, gate]
-            elif not self.is_shared:
-                self.committer.submit(gate)
-        else:
-            gate.add(record)
-
-    def settle(self, staged: Staged, refusal: DgentError | None) -> None:
-        """Take note of what became of a commit."""
-        if self.behind is not None:
-            if self.behind.settled(staged, refusal):
-                return
-            if refusal is None:
-                self.behind.acknowledge(staged)
-        if refusal is None:
-            staged.open()
-            if self.watchers:
-                self.notify()
-        elif self.is_shared:
-            staged.discard(refusal)
-        else:
-            self._refused(staged, refusal)
-        self._wake_settling()
-
-    def _refused(self, staged: Staged, refusal: DgentError) -> None:
-        """An owner whose write the store refused is not the owner any more: it writes nothing more, and stops."""
-        assert self.committer is not None
-        later = self.committer.withdraw(self)
-        if isinstance(refusal, OwnershipLostError):
-            self.runtime.emit("ownership_lost", self.name, error=refusal)
-        self.kill(refusal)
-        staged.refuse(refusal)
-        if later is not None:
-            later.refuse(refusal)
-        self.supervision.stopped(self, refusal)
-        self.wake()
-
-    def doubt(self, staged: Staged, error: DgentError) -> None:
-        """A commit failed: nobody is answered before what is durable has been found out."""
-        assert self.committer is not None
-        if self.behind is not None and self.behind.settled(staged, error):
-            return
-        staged.gathering = False
-        later = self.committer.withdraw(self)
-        if later is not None:
-            later.gathering = False
-        self.in_doubt = [*self.in_doubt, staged, *([later] if later is not None else [])]
-        if self.phase is Phase.STOPPED and not self.draining:  # nobody is left to find out what became of them
-            refuse_in_doubt(self, error)
-        self.crash(error)
-        self._wake_settling()
-
-    def rest(self) -> None:
-        """Nothing is to be done: from now on turns run in their callers' tasks."""
-        running = self.phase is Phase.RUNNING
-        self.free = running and not self.is_shared and (self.fresh or self.ttl is None)
-        self.hit = self.free or (running and self.is_cached and self.fresh)
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether memory may be trusted although the store is shared."""
-        return bool(getattr(self.backend, "trusted", False))
-
-    @property
-    def ttl(self) -> float | None:
-        """Seconds for which memory may be trusted; None: until it changes."""
-        ttl: float | None = getattr(self.backend, "ttl", None) if self.is_cached else None
-        return ttl
-
-    def is_fresh(self) -> None:
-        """Memory is what the store has, as of now."""
-        self.fresh = True
-        ttl = self.ttl
-        if ttl is not None:
-            if self.expiry is not None:
-                self.expiry.cancel()
-            self.expiry = self.loop.call_later(ttl, self.expire)
-
-    def expire(self) -> None:
-        """Memory may not be what the store has: the next turn reads it again."""
-        if self.fresh:
-            self.fresh = self.free = self.hit = False
-            self.evictions += 1
-        if self.watchers:
-            self.notify()
-
-    async def listen(self) -> None:
-        """Hear of what other processes change, where the store tells."""
-        subscribe = getattr(self.backend, "subscribe", None)
-        if subscribe is None or self.listening or not (self.watchers or self.is_cached):
-            return
-        self.listening = True
-        try:
-            await subscribe(self.expire)
-        except StorageError as error:
-            self.listening = False
-            self.runtime.emit("warning", self.name, message=f"changes by others are not heard of: {error}")
+    # What it is doing
 
     @property
     def is_idle(self) -> bool:
@@ -615,98 +405,6 @@ class Cell(StateTurns):
         self.error = None
         self.fresh = not self.is_shared
         self.loop.start(self.listen)
-
-    def crash(self, error: BaseException) -> None:
-        """The backend failed: restart before anything else."""
-        if self.phase is Phase.RUNNING:
-            self.phase = Phase.RESTARTING
-            self.error = error
-            self.wake()
-
-    async def flush(self) -> None:
-        """Wait until all that was written is durable.
-
-        Raises:
-            Interrupted: the actor crashed meanwhile.
-        """
-        await self.settled()
-        if self.phase is Phase.RESTARTING:
-            raise Interrupted
-        if self.behind is not None:
-            await self.behind.flush()
-
-    async def settled(self) -> None:
-        """Wait until no commit of this actor is under way: all is durable, or in doubt."""
-        while self.gate is not None and self.gate not in self.in_doubt:
-            self.settling = self.loop.waiter()
-            await self.settling
-
-    def _wake_settling(self) -> None:
-        if self.settling is not None and not self.settling.done():
-            self.settling.set_result(None)
-
-    # Turns that read the store
-
-    async def reading(self, pending: Awaitable[T]) -> T:
-        """Await a read of the backend; a failure of it crashes the actor, not the caller's function."""
-        try:
-            return await pending
-        except StorageError as error:
-            raise BackendFailure(error) from error
-
-    async def history(self, limit: int | None) -> list[Form]:
-        """Return the kept versions, oldest first."""
-        if self.backend.store is None:
-            return self.forms(limit)
-        await self.flush()
-        records = await self.reading(self.backend.history(limit))
-        if limit is not None and any(record.data is None for record in records):
-            records = await self.reading(self.backend.history())  # deleted versions do not count
-        forms = [_form(record) for record in records if record.data is not None]
-        return forms if limit is None else forms[max(len(forms) - limit, 0) :]
-
-    async def from_backend(self, operation: str, *args: Any) -> Any:
-        """Run an operation that only this kind of backend has, after all earlier writes are durable."""
-        await self.flush()
-        return await self.reading(getattr(self.backend, operation)(*args))
-
-    async def once(self, request_id: str, turn: Callable[..., Any], args: tuple[Any, ...], keeps: bool) -> Any:
-        """Run a turn unless ``request_id`` was applied before; then answer as the first time."""
-        if self.requests is None:
-            stored = await self.reading(self.backend.requests())
-            self.requests = {request.id: request for request in stored}
-        known = self.requests.get(request_id)
-        if known is not None:
-            return (self.codec.decode(known.result), known.version) if known.result is not None else known.version
-        before = self.version
-        reply = turn(*args)
-        if type(reply) is CoroutineType:
-            reply = await reply
-        if self.version == before:
-            return reply
-        request = Request(request_id, self.version, self.codec.encode(reply[0]) if keeps else None)
-        self.requests[request_id] = request
-        if len(self.requests) > 1000:
-            del self.requests[next(iter(self.requests))]
-        if self.gate is not None:
-            self.gate.requests.append(request)
-        elif self.behind is not None:
-            self.behind.requests.append(request)
-        return reply
-
-    # Watching
-
-    def changed(self) -> None:
-        """Take note of a new version that waits for no store."""
-        if self.behind is not None:
-            self.behind.mark()
-        if self.watchers:
-            self.notify()
-
-    def notify(self) -> None:
-        """Tell the watchers that there is a newer version."""
-        for watcher in list(self.watchers or ()):
-            watcher.wake()
 
     # The end of a life
 
@@ -749,10 +447,6 @@ class Cell(StateTurns):
             if not waiter.done():
                 waiter.set_result(error)
         self.notify()
-
-
-def _form(record: Record) -> Form:
-    return Form(MISSING, record.data, record.version, record.epoch, record.saved_at, record.schema)
 
 
 def _scalars(schema: Any) -> frozenset[type]:

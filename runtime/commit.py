@@ -33,8 +33,8 @@ from dgents.runtime.contract import Backend, Record, Request, Store, Write
 from dgents.runtime.errors import DgentError, StorageError
 
 if TYPE_CHECKING:
-    from dgents.runtime.actor import Cell
     from dgents.runtime.loops import Loop, Waiter
+    from dgents.runtime.stored import StoredTurns
 
 _LATENCIES_KEPT = 512
 
@@ -78,7 +78,7 @@ class Staged:
         "requests",
     )
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: StoredTurns) -> None:
         self.cell = cell
         self.base = 0  # the version that these follow
         self.records: list[Record] = []
@@ -168,7 +168,7 @@ class Committer:
         self.store = store
         self.latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)  # seconds, of the last commits
         self._loop = loop
-        self._gathering: dict[Cell, Staged] = {}
+        self._gathering: dict[StoredTurns, Staged] = {}
         self._in_flight: list[Staged] = []
         self._running = False
 
@@ -179,11 +179,11 @@ class Committer:
             self._running = True
             self._loop.start(self._run)
 
-    def withdraw(self, cell: Cell) -> Staged | None:
+    def withdraw(self, cell: StoredTurns) -> Staged | None:
         """Take back what an actor has in the batch that gathers (invariant 4)."""
         return self._gathering.pop(cell, None)
 
-    def in_flight(self, cell: Cell) -> list[Staged]:
+    def in_flight(self, cell: StoredTurns) -> list[Staged]:
         """Return what an actor has in the batch that is being committed."""
         return [staged for staged in self._in_flight if staged.cell is cell]
 

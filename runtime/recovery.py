@@ -20,6 +20,7 @@ from dgents.runtime.errors import DgentError, Outcome, OwnershipLostError, Stora
 
 if TYPE_CHECKING:
     from dgents.runtime.actor import Cell
+    from dgents.runtime.stored import StoredTurns
 
 
 async def recover(cell: Cell) -> None:
@@ -133,7 +134,7 @@ async def _commit_again(cell: Cell, remaining: Staged, epoch: int) -> None:
     await cell.settled()
 
 
-def _refuse(cell: Cell, doubtful: Sequence[Staged], outcome: Outcome) -> None:
+def _refuse(cell: StoredTurns, doubtful: Sequence[Staged], outcome: Outcome) -> None:
     cause = cell.error
     for staged in doubtful:
         if isinstance(cause, StorageError) and cause.outcome == outcome and cause.actor == cell.name:
@@ -151,7 +152,7 @@ def _refuse(cell: Cell, doubtful: Sequence[Staged], outcome: Outcome) -> None:
         staged.refuse(error)
 
 
-def refuse_in_doubt(cell: Cell, error: BaseException | None) -> None:
+def refuse_in_doubt(cell: StoredTurns, error: BaseException | None) -> None:
     """Answer those whose writes are in doubt and will stay so."""
     doubtful, cell.in_doubt = cell.in_doubt, ()
     cell.error = error

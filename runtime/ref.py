@@ -9,11 +9,12 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
-from dgents.runtime.actor import Cell, Phase
+from dgents.runtime.actor import Cell
 from dgents.runtime.errors import AskTimeoutError, StateNotFoundError
 from dgents.runtime.lens import Lens
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.messages import Message
+from dgents.runtime.phase import Phase
 from dgents.runtime.seen import Seen
 from dgents.runtime.tell import Receipt, Sent
 from dgents.runtime.transaction import LeasedView, Transaction

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
 from types import TracebackType
@@ -17,18 +16,20 @@ from typing import Any, Literal, NoReturn, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
-from dgents.runtime.actor import Cell, Phase, turn_in_progress
+from dgents.runtime.actor import Cell
 from dgents.runtime.codec import Codec
 from dgents.runtime.commit import Committer
 from dgents.runtime.contract import Agent, Store
+from dgents.runtime.coop import Coop
+from dgents.runtime.deadlock import turn_in_progress
 from dgents.runtime.errors import ActorStoppedError, NameTakenError, StorageError
 from dgents.runtime.events import Event, Events, EventStream
 from dgents.runtime.loops import Loop, running_loop
 from dgents.runtime.mailbox import Envelope
+from dgents.runtime.phase import Phase
 from dgents.runtime.portal import Portal
 from dgents.runtime.ref import Ref
 from dgents.runtime.resources import SharedResources
-from dgents.runtime.seen import Seen, SeenByTask
 from dgents.runtime.stats import ActorStats, stats_of
 from dgents.runtime.virtual import Family
 
@@ -38,41 +39,6 @@ S = TypeVar("S")
 # Where refs look for their runtime when they are unpickled; a runtime that is gone leaves by itself.
 _open_runtimes: WeakValueDictionary[str, BaseRuntime] = WeakValueDictionary()
 _born_here: WeakSet[BaseRuntime] = WeakSet()
-
-
-class Coop:
-    """What the turns of a runtime have in common: their count (the cooperative budget, and the clock by which recency
-    is told), and what each task has seen."""
-
-    __slots__ = ("last_seen", "last_task", "seen", "task", "turn")
-
-    def __init__(self) -> None:
-        self.turn = 0
-        self.seen = SeenByTask()
-        self.task: Callable[[], Any] = lambda: None  # tells the running task
-        self.last_task: Any = None  # the task that ran the last turn, and what it has seen
-        self.last_seen = Seen()
-
-    def note_task(self) -> Seen:
-        """Return what the running task has seen, and remember it for the turns that follow."""
-        self.last_task = self.task()
-        self.last_seen = self.seen.of(self.last_task)
-        return self.last_seen
-
-    @contextmanager
-    def lend(self, seen: Seen) -> Iterator[None]:
-        """Let the running task see what a thread has seen: each call from a thread runs in a new task."""
-        task = self.task()
-        self.seen[id(task)] = seen
-        try:
-            yield
-        finally:
-            self.seen.pop(id(task), None)
-            self.forget_task()
-
-    def forget_task(self) -> None:
-        """Let go of the last task."""
-        self.last_task, self.last_seen = None, Seen()
 
 
 class BaseRuntime:

@@ -119,7 +119,8 @@ async def refresh(cell: Cell) -> None:
         BackendFailure: the store could not be read.
     """
     record = await cell.reading(cell.backend.read())
-    if record is None or record.version != cell.version or record.saved_at != cell.saved_at:
+    known = record is not None and (record.version, record.saved_at) == (cell.version, cell.saved_at)
+    if not (known and cell.fresh):
         cell.requests = None
         cell.adopt_record(record)
     cell.misses += 1

@@ -6,9 +6,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakSet
 
-from dgents.runtime.actor import Cell, Phase, TurnInProgress, current_turn, turn_in_progress
+from dgents.runtime.actor import Cell
+from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
 from dgents.runtime.errors import ActorStoppedError, LeaseExpiredError
 from dgents.runtime.mailbox import Envelope
+from dgents.runtime.phase import Phase
 from dgents.runtime.shared import refresh, submit
 from dgents.runtime.turns import MISSING, Form
 

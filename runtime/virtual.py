@@ -11,8 +11,8 @@ import heapq
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dgents.runtime.actor import Phase
 from dgents.runtime.contract import Agent
+from dgents.runtime.phase import Phase
 
 if TYPE_CHECKING:
     from dgents.runtime.actor import Cell

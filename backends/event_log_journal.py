@@ -1,0 +1,366 @@
+"""The events of one stream in a directory of its own: a journal, and small files beside it. See docs/streams.md.
+
+    00000000000000000001.journal ...   the events, one record each (docs/journal.md)
+    latest.snapshot  floor.snapshot    a state, and what is known of its event
+    head                               with a chain: its head, in two slots that are written in turn
+    owner.lock                         who has it
+
+A record is the MessagePack array ``[version, epoch, saved_at, schema, tag, event, link, request]``.
+
+Invariants:
+
+1. The number of a journal's record is the number of its event.
+2. A snapshot and a head name only events that are durable: they are written after the commit.
+3. `compact` first keeps the floor, then removes what is in front of it; what it could not remove is ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeVar
+from zlib import crc32
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from dgents.backends import files
+from dgents.backends.chain import GENESIS, Seal
+from dgents.backends.event_codec import StoredEvent
+from dgents.backends.event_log import CHUNK, LogState, StateSnapshot, check_numbers
+from dgents.backends.journal import Journal
+from dgents.backends.lock import OwnerLock
+from dgents.backends.segment import LENGTH_BYTES, Batch
+from dgents.runtime.contract import Opened, Ownership, Record, Request, Write
+from dgents.runtime.errors import DgentError, OwnershipLostError, StateCorruptionError, StorageError
+
+T = TypeVar("T")
+
+REQUESTS_KEPT = 1000
+_CALLS = 4  # threads at once: a commit, a snapshot, readers
+_CHUNK_BYTES = 2**20
+_MAGIC = b"DGSNAP1\n"
+_SLOT = 512  # a sector: written whole or not at all
+_SLOT_HEAD = struct.Struct("<IQH")
+# [version u64, epoch u32, saved_at f64, schema u16, and the five that follow]
+_FRONT = struct.Struct(">BBQBIBdBH")
+_NIL = b"\xc0"
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_events = msgspec.msgpack.Decoder(list[StoredEvent]).decode
+_decode_snapshot = msgspec.msgpack.Decoder(StateSnapshot).decode
+
+
+class JournalLog:
+    """One stream's events in ``directory``. It is its own store: no other stream commits there.
+
+    Args:
+        actor: the name of the stream, for errors.
+        seal: makes the heads of a chain.
+    """
+
+    ownership: Ownership = "exclusive"
+    max_history = 0
+    deltas = False
+
+    def __init__(self, directory: Path, actor: str, seal: Seal, *, segment_bytes: int = 64 * 2**20) -> None:
+        self.directory = directory
+        self.key = actor
+        self.actor = actor
+        self._seal = seal
+        self._journal = Journal(directory, segment_bytes=segment_bytes)
+        self._lock = OwnerLock(directory / "owner.lock", actor=actor)
+        self._limiter = anyio.CapacityLimiter(_CALLS)
+        self._heads = HeadFile(directory / "head")
+        self._floor: StateSnapshot | None = None
+        self._requests: deque[Request] = deque(maxlen=REQUESTS_KEPT)
+        self._is_open = False
+
+    @property
+    def store(self) -> JournalLog | None:
+        """Itself while it is open."""
+        return self if self._is_open else None
+
+    async def open(self) -> LogState:
+        """Lock the directory, cut what a crash left half-written, and find the ends of the log.
+
+        Raises:
+            StateLockedError: another process has it; names its pid and host.
+            StateCorruptionError: a file is damaged; nothing was changed.
+            StorageError: the directory can't be read or written.
+        """
+        try:
+            found = await self._run(self._open)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.close()
+            raise
+        self._is_open = True
+        return found
+
+    def put(self, stored: StoredEvent, event: object) -> None:
+        raise AssertionError("a journal takes events by commit")
+
+    async def commit(self, writes: Sequence[Write]) -> Sequence[DgentError | None]:
+        """Append the events of a batch with one write and one fdatasync; see `contract.Store.commit`."""
+        return await self._run(self._commit, writes)
+
+    async def chunks(self, after: int, until: int) -> AsyncIterator[Sequence[StoredEvent]]:
+        """Yield the events from ``after`` + 1 to ``until``, in order; read in a worker thread."""
+        if after >= until:
+            return
+        chunks = self._read(self._journal.batches(after + 1), after, until)
+        while (chunk := await self._run(next, chunks, None)) is not None:
+            yield chunk
+
+    async def requests(self) -> list[Request]:
+        return list(self._requests)
+
+    def remember(self, requests: Sequence[Request]) -> None:
+        known = {request.id: request for request in (*self._requests, *requests)}
+        self._requests = deque(sorted(known.values(), key=lambda it: it.version), REQUESTS_KEPT)
+
+    async def keep(self, snapshot: StateSnapshot) -> None:
+        """Write the newest snapshot, atomically."""
+        await self._run(self._write_snapshot, "latest", snapshot)
+
+    async def compact(self, floor: StateSnapshot, head: bytes | None) -> None:
+        """Keep the floor, then remove every segment in front of it."""
+        await self._run(self._compact, floor, head)
+
+    async def close(self) -> None:
+        """Let go of the files and of the lock."""
+        self._is_open = False
+        with anyio.CancelScope(shield=True):
+            await self._run(self._close)
+
+    # What the contract asks of a store's backend; the actor asks the stream's own backend instead.
+
+    async def read(self) -> Record | None:
+        return None
+
+    async def history(self, limit: int | None = None) -> list[Record]:
+        return []
+
+    async def committed(self, write: Write) -> bool | None:
+        return None
+
+    # What follows runs in worker threads.
+
+    async def _run(self, fn: Callable[..., T], *args: Any) -> T:
+        return await anyio.to_thread.run_sync(fn, *args, limiter=self._limiter)
+
+    def _open(self) -> LogState:
+        with files.storage_errors(self.directory, "open", actor=self.actor):
+            files.layer.make_directories(self.directory)
+            self._lock.acquire()
+            self._journal.open()
+            self._floor = self._read_snapshot("floor")
+            latest = self._read_snapshot("latest")
+            head = self._heads.open()
+        version = self._journal.next - 1
+        floor = self._floor.version if self._floor is not None else 0
+        if self._journal.first > floor + 1:
+            raise self._damaged(f"events {floor + 1} to {self._journal.first - 1} are missing")
+        last = None
+        if version > floor:
+            *_, chunk = self._read(self._journal.batches(version), version - 1, version)
+            last = chunk[-1]
+        elif version < floor:
+            raise self._damaged(f"it ends at event {version}, and its floor is event {floor}")
+        newest = last or self._floor
+        self._requests.clear()
+        for snapshot in (self._floor, latest):
+            if snapshot is not None:
+                self.remember(snapshot.requests)
+        return LogState(version, last, (newest.epoch if newest else 0) + 1, self._floor, latest, head)
+
+    def _commit(self, writes: Sequence[Write]) -> list[DgentError | None]:
+        (write,) = writes  # no other stream commits here
+        try:
+            self._lock.check()
+        except OwnershipLostError as refusal:
+            return [refusal]
+        if self._journal.next != write.base + 1:
+            message = f"the log of {self.actor!r} ends at event {self._journal.next - 1}, not at {write.base}"
+            return [OwnershipLostError(message, actor=self.actor, hint="nothing was written; load it again")]
+        asked = {request.version: request.id for request in write.requests}
+        self._journal.append([_pack(record, asked.get(record.version)) for record in write.records])
+        self._requests.extend(write.requests)
+        last = write.records[-1]
+        link = link_in(last)
+        if link is not None:
+            floor = self._floor
+            sealed = self._seal.make(
+                last.version, link, floor.version if floor else 0, (floor.link if floor else None) or GENESIS
+            )
+            self._heads.write(sealed)
+        return [None]
+
+    def _read(self, batches: Iterator[Batch], after: int, until: int) -> Iterator[list[StoredEvent]]:
+        """Yield the events of some batches, in chunks of a bounded size."""
+        waiting: list[bytes] = []
+        count, size = 0, 0
+        first = 0
+        for batch in batches:
+            for number, records, data in _pieces(batch):
+                if not waiting:
+                    first = number
+                waiting.append(data)
+                count += records
+                size += len(data)
+                if count >= CHUNK or size >= _CHUNK_BYTES:
+                    if (chunk := self._decode(waiting, count, first, after, until)):
+                        yield chunk
+                    waiting, count, size = [], 0, 0
+            if batch.first + batch.count > until:
+                break
+        if waiting and (chunk := self._decode(waiting, count, first, after, until)):
+            yield chunk
+
+    def _decode(self, parts: list[bytes], count: int, first: int, after: int, until: int) -> list[StoredEvent]:
+        data = b"".join((b"\xdd", count.to_bytes(4, "big"), *parts))
+        try:
+            chunk = _decode_events(data)
+        except msgspec.DecodeError as error:
+            raise self._damaged(f"among the events from {first} to {first + count - 1} is none: {error}") from error
+        check_numbers(self.actor, chunk, first)
+        if first > after and first + count - 1 <= until:
+            return chunk
+        return chunk[max(after + 1 - first, 0) : max(until + 1 - first, 0)]
+
+    def _compact(self, floor: StateSnapshot, head: bytes | None) -> None:
+        with files.storage_errors(self.directory, "compact", actor=self.actor):
+            self._write_snapshot("floor", msgspec.structs.replace(floor, requests=list(self._requests)))
+            self._floor = floor
+            if head is not None:
+                self._heads.write(head)
+            self._journal.roll()
+            self._journal.trim(floor.version + 1)
+
+    def _write_snapshot(self, name: str, snapshot: StateSnapshot) -> None:
+        if not self._is_open:
+            raise StorageError(f"the log {self.directory} is closed", actor=self.actor)
+        content = _encode(msgspec.structs.replace(snapshot, requests=list(self._requests)))
+        path = self.directory / f"{name}.snapshot"
+        with files.storage_errors(path, "snapshot", actor=self.actor):
+            files.write_atomically(path, _MAGIC + crc32(content).to_bytes(4, "big") + content)
+
+    def _read_snapshot(self, name: str) -> StateSnapshot | None:
+        """Return a snapshot; a damaged one is refused if the log can't do without it, and ignored otherwise."""
+        path = self.directory / f"{name}.snapshot"
+        files.remove_stale_temp(path)
+        try:
+            found = files.layer.read(path)
+        except FileNotFoundError:
+            return None
+        start = len(_MAGIC) + 4
+        content = found[start:]
+        if found[: len(_MAGIC)] == _MAGIC and crc32(content) == int.from_bytes(found[len(_MAGIC) : start], "big"):
+            with contextlib.suppress(msgspec.DecodeError):
+                return _decode_snapshot(content)
+        if name == "latest":
+            return None
+        raise StateCorruptionError(
+            f"the snapshot {path} is damaged, and the events in front of it were compacted",
+            path=str(path),
+            actor=self.actor,
+            hint="it was left as it is; restore a copy",
+        )
+
+    def _damaged(self, what: str) -> StateCorruptionError:
+        return StateCorruptionError(
+            f"the log {self.directory} of the stream {self.actor!r} is damaged: {what}",
+            path=str(self.directory),
+            actor=self.actor,
+            hint="it was left as it is; restore a copy",
+        )
+
+    def _close(self) -> None:
+        self._heads.close()
+        self._journal.close()
+        self._lock.release()
+
+
+class HeadFile:
+    """The newest head of a chain, in two slots of one sector each: the older one survives a torn write."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+        self._turn = 0
+
+    def open(self) -> bytes | None:
+        """Return the newest intact head; None if there never was one, b"" if none is intact."""
+        self.close()
+        try:
+            content = files.layer.read(self._path)
+        except FileNotFoundError:
+            return None
+        found: list[tuple[int, bytes]] = []
+        for start in (0, _SLOT):
+            slot = content[start : start + _SLOT]
+            if len(slot) < _SLOT_HEAD.size:
+                continue
+            checksum, turn, length = _SLOT_HEAD.unpack_from(slot)
+            head = slot[_SLOT_HEAD.size : _SLOT_HEAD.size + length]
+            if crc32(slot[4 : _SLOT_HEAD.size + length]) == checksum and len(head) == length:
+                found.append((turn, head))
+        self._turn, head = max(found, default=(0, b""))
+        return head
+
+    def write(self, head: bytes) -> None:
+        """Write the head; it may lag behind after a power cut, and is never ahead of what is durable."""
+        with contextlib.suppress(OSError):
+            if self._fd is None:
+                if not self._path.exists():
+                    files.write_atomically(self._path, bytes(2 * _SLOT))
+                self._fd = files.layer.open(self._path, os.O_RDWR)
+            self._turn += 1
+            rest = _SLOT_HEAD.pack(0, self._turn, len(head))[4:] + head
+            slot = crc32(rest).to_bytes(4, "little") + rest
+            assert len(slot) <= _SLOT
+            files.layer.write(self._fd, slot, (self._turn % 2) * _SLOT)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                files.layer.close(fd)
+
+
+def link_in(record: Record) -> bytes | None:
+    """Return the link that ends the data of a record, None without a chain."""
+    data = record.data
+    return data[-32:] if data is not None and len(data) > 34 and data[-34:-32] == b"\xc4\x20" else None
+
+
+def _pack(record: Record, request: str | None) -> bytes:
+    """Return an event as a record of the journal; ``record.data`` is the array of its tag, itself and its link."""
+    assert record.data is not None
+    front = _FRONT.pack(
+        0x98, 0xCF, record.version, 0xCE, record.epoch, 0xCB, record.saved_at, 0xCD, record.schema
+    )
+    return front + record.data[1:] + (_NIL if request is None else _encode(request))
+
+
+def _pieces(batch: Batch) -> Iterator[tuple[int, int, bytes]]:
+    """Yield a batch's records, joined, some thousands at a time: the number of the first, how many, their bytes."""
+    start = batch.count * LENGTH_BYTES
+    if batch.count <= CHUNK and len(batch.body) <= 2 * _CHUNK_BYTES:
+        yield batch.first, batch.count, batch.body[start:]
+        return
+    ends = list(accumulate(struct.unpack_from(f"<{batch.count}I", batch.body), initial=start))
+    position = 0
+    while position < batch.count:
+        until = min(position + CHUNK, batch.count)
+        while until > position + 1 and ends[until] - ends[position] > _CHUNK_BYTES:
+            until = position + (until - position) // 2
+        yield batch.first + position, until - position, batch.body[ends[position] : ends[until]]
+        position = until
