@@ -53,6 +53,23 @@ class Packed(NamedTuple):
     payload: bytes
 
 
+def to_data(tag: bytes, payload: bytes, link: bytes | None) -> bytes:
+    """Return what a record holds of an event: the MessagePack array of its tag, itself and its link, if it has one."""
+    if link is None:
+        return b"".join((b"\x92", tag, payload))
+    return b"".join((b"\x93", tag, payload, b"\xc4\x20", link))
+
+
+def is_linked(data: bytes) -> bool:
+    """Say whether what a record holds ends in a link."""
+    return data[0] == 0x93
+
+
+def link_in(data: bytes | None) -> bytes | None:
+    """Return the link in what a record holds."""
+    return data[-32:] if data and is_linked(data) else None
+
+
 class Kind:
     """The events of one tag."""
 
@@ -77,7 +94,6 @@ class EventCodec(Generic[E]):
             class has any more ends in an instance of one that there is.
         local: the events never leave this process: any class will do.
         max_bytes: of one encoded event.
-        actor: the name of the stream, for error messages.
 
     Raises:
         TypeError: a class can't be stored.
@@ -91,10 +107,7 @@ class EventCodec(Generic[E]):
         *,
         local: bool = False,
         max_bytes: int = 16 * 2**20,
-        actor: str = "stream",
     ) -> None:
-        self.actor = actor
-        self.max_bytes = max_bytes
         self._local = local
         self._upcasters = dict(upcasters or {})
         self._kinds: dict[str, Kind] = {}
@@ -110,7 +123,7 @@ class EventCodec(Generic[E]):
         self._untyped = not self._classes
         self._plain: Codec[Any] = Codec(None, local=local, max_bytes=max_bytes)
         self._gone = {
-            tag: Migrations(steps, actor) for tag, steps in self._upcasters.items() if tag not in self._kinds
+            tag: Migrations(steps, None) for tag, steps in self._upcasters.items() if tag not in self._kinds
         }
 
     def pack(self, event: E) -> Packed:
@@ -150,8 +163,7 @@ class EventCodec(Generic[E]):
             event = kind.unpack(stored.payload, stored.schema)
             return event
         except StateError as error:
-            error.actor = self.actor
-            error.message = f"event {stored.version} ({stored.tag}) of {self.actor!r} can't be read: {error.message}"
+            error.message = f"event {stored.version} ({stored.tag}) can't be read: {error.message}"
             raise
 
     def unpack_all(self, chunk: Sequence[StoredEvent]) -> list[E]:
@@ -175,15 +187,12 @@ class EventCodec(Generic[E]):
         if not self._untyped:
             names = ", ".join(sorted(self._kinds))
             raise StateSerializationError(
-                f"append to {self.actor!r} refused: {cls.__name__} is none of its events ({names})",
-                actor=self.actor,
+                f"append refused: {cls.__name__} is none of the stream's events ({names})",
                 hint=f"add {cls.__name__} to events=[...]",
             )
         if not self._local and field_names(cls) is not None:
             raise StateSerializationError(
-                f"append to {self.actor!r} refused: {cls.__name__} events can't be told apart in a durable log "
-                "without their classes",
-                actor=self.actor,
+                f"append refused: {cls.__name__} events can't be told apart in a durable log without their classes",
                 hint=f"pass events=[{cls.__name__}, ...] to StreamAgent",
             )
         kind = self._kinds.get(cls.__name__)
@@ -217,10 +226,8 @@ class EventCodec(Generic[E]):
         return event
 
     def _refused(self, tag: str, error: StateError) -> StateError:
-        message = f"append of {tag} to {self.actor!r} refused: {error.message}"
+        message = f"append of {tag} refused: {error.message.replace('the state', 'the event', 1)}"
         if isinstance(error, StateTooLargeError):
-            return StateTooLargeError(
-                message, size=error.size, limit=error.limit, actor=self.actor, hint="split it, or raise max_event_bytes"
-            )
-        path = getattr(error, "path", "$")
-        return StateSerializationError(message, path=path or "$", actor=self.actor, hint=error.hint)
+            hint = "split it, or raise max_event_bytes"
+            return StateTooLargeError(message, size=error.size, limit=error.limit, hint=hint)
+        return StateSerializationError(message, path=getattr(error, "path", None) or "$", hint=error.hint)

@@ -97,6 +97,10 @@ class EventLog(Protocol):
         """Keep the newest snapshot in place of the one before."""
         ...
 
+    async def seal(self, head: bytes) -> None:
+        """Keep the first head of a chain, durably."""
+        ...
+
     async def compact(self, floor: StateSnapshot, head: bytes | None) -> None:
         """Remove the events up to that of ``floor``, which is kept, and replace the head: all of it or nothing."""
         ...

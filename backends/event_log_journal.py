@@ -32,7 +32,7 @@ import msgspec
 
 from dgents.backends import files
 from dgents.backends.chain import GENESIS, Seal
-from dgents.backends.event_codec import StoredEvent
+from dgents.backends.event_codec import StoredEvent, is_linked, link_in
 from dgents.backends.event_log import CHUNK, LogState, StateSnapshot, check_numbers
 from dgents.backends.journal import Journal
 from dgents.backends.lock import OwnerLock
@@ -130,6 +130,10 @@ class JournalLog:
         """Write the newest snapshot, atomically."""
         await self._run(self._write_snapshot, "latest", snapshot)
 
+    async def seal(self, head: bytes) -> None:
+        """Write the first head of a chain."""
+        await self._run(self._heads.write, head, True)
+
     async def compact(self, floor: StateSnapshot, head: bytes | None) -> None:
         """Keep the floor, then remove every segment in front of it."""
         await self._run(self._compact, floor, head)
@@ -194,13 +198,14 @@ class JournalLog:
         self._journal.append([_pack(record, asked.get(record.version)) for record in write.records])
         self._requests.extend(write.requests)
         last = write.records[-1]
-        link = link_in(last)
+        link = link_in(last.data)
         if link is not None:
             floor = self._floor
             sealed = self._seal.make(
                 last.version, link, floor.version if floor else 0, (floor.link if floor else None) or GENESIS
             )
-            self._heads.write(sealed)
+            with contextlib.suppress(OSError):  # the events are durable, the next head says the same and more
+                self._heads.write(sealed)
         return [None]
 
     def _read(self, batches: Iterator[Batch], after: int, until: int) -> Iterator[list[StoredEvent]]:
@@ -237,10 +242,10 @@ class JournalLog:
 
     def _compact(self, floor: StateSnapshot, head: bytes | None) -> None:
         with files.storage_errors(self.directory, "compact", actor=self.actor):
-            self._write_snapshot("floor", msgspec.structs.replace(floor, requests=list(self._requests)))
-            self._floor = floor
             if head is not None:
-                self._heads.write(head)
+                self._heads.write(head, True)
+            self._write_snapshot("floor", floor)
+            self._floor = floor
             self._journal.roll()
             self._journal.trim(floor.version + 1)
 
@@ -315,18 +320,20 @@ class HeadFile:
         self._turn, head = max(found, default=(0, b""))
         return head
 
-    def write(self, head: bytes) -> None:
-        """Write the head; it may lag behind after a power cut, and is never ahead of what is durable."""
-        with contextlib.suppress(OSError):
-            if self._fd is None:
-                if not self._path.exists():
-                    files.write_atomically(self._path, bytes(2 * _SLOT))
-                self._fd = files.layer.open(self._path, os.O_RDWR)
-            self._turn += 1
-            rest = _SLOT_HEAD.pack(0, self._turn, len(head))[4:] + head
-            slot = crc32(rest).to_bytes(4, "little") + rest
-            assert len(slot) <= _SLOT
-            files.layer.write(self._fd, slot, (self._turn % 2) * _SLOT)
+    def write(self, head: bytes, sync: bool = False) -> None:
+        """Write the head. Without ``sync`` it may lag behind after a power cut; it is never ahead of what is durable."""
+        rest = _SLOT_HEAD.pack(0, self._turn + 1, len(head))[4:] + head
+        slot = crc32(rest).to_bytes(4, "little") + rest
+        assert len(slot) <= _SLOT
+        self._turn += 1
+        offset = (self._turn % 2) * _SLOT
+        if self._fd is None:
+            if not self._path.exists():
+                files.write_atomically(self._path, bytes(offset) + slot.ljust(2 * _SLOT - offset, b"\0"))
+            self._fd = files.layer.open(self._path, os.O_RDWR)
+        files.layer.write(self._fd, slot, offset)
+        if sync:
+            files.layer.fdatasync(self._fd)
 
     def close(self) -> None:
         fd, self._fd = self._fd, None
@@ -335,19 +342,15 @@ class HeadFile:
                 files.layer.close(fd)
 
 
-def link_in(record: Record) -> bytes | None:
-    """Return the link that ends the data of a record, None without a chain."""
-    data = record.data
-    return data[-32:] if data is not None and len(data) > 34 and data[-34:-32] == b"\xc4\x20" else None
-
-
 def _pack(record: Record, request: str | None) -> bytes:
-    """Return an event as a record of the journal; ``record.data`` is the array of its tag, itself and its link."""
-    assert record.data is not None
+    """Return an event as a record of the journal."""
+    data = record.data
+    assert data is not None
     front = _FRONT.pack(
         0x98, 0xCF, record.version, 0xCE, record.epoch, 0xCB, record.saved_at, 0xCD, record.schema
     )
-    return front + record.data[1:] + (_NIL if request is None else _encode(request))
+    link = b"" if is_linked(data) else _NIL
+    return b"".join((front, memoryview(data)[1:], link, _NIL if request is None else _encode(request)))
 
 
 def _pieces(batch: Batch) -> Iterator[tuple[int, int, bytes]]:

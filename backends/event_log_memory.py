@@ -71,6 +71,9 @@ class MemoryLog:
     async def keep(self, snapshot: StateSnapshot) -> None:
         pass
 
+    async def seal(self, head: bytes) -> None:
+        pass
+
     async def compact(self, floor: StateSnapshot, head: bytes | None) -> None:
         """Forget the events up to that of ``floor``; the given list keeps them."""
         assert self._events is not None

@@ -1,7 +1,7 @@
 """One write on its way to the files of a state: prepared, synced, put in place. Blocking.
 
 There are two ways. *By the log*: one entry is appended and synced, once the main file says that the log continues
-it. A main file of JSON is then refreshed for those who read it, but not synced: its durable content is the log.
+it. A main file of JSON is refreshed a little later, for those who read it; what is durable is the log.
 *By the main file*: its next content is written beside it, the versions are appended to the log if there is one,
 both are synced at the same time, and a rename puts the main file in place.
 """
@@ -41,8 +41,6 @@ class Prepared:
         self._mark = LogMark()
         self._unlogged: list[bytes] = []
         self._state_bytes = 0
-        self._refreshes = False
-        self._main_id = place.main_id
 
     def prepare(self) -> None:
         """Write the bytes to where they can be synced.
@@ -54,7 +52,7 @@ class Prepared:
         place, settings = self.place, self.place.settings
         by_log = place.continues and place.shape == settings.shape and (settings.deltas or settings.max_history > 0)
         keep_up(place)
-        self._log_id, self._main_id = place.log_id, place.main_id
+        self._log_id = place.log_id
         if by_log and not is_far_behind(place):
             self._prepare_log()
         else:
@@ -71,27 +69,6 @@ class Prepared:
         if self._log is not None:
             self._sync(self._log, files.layer.fsync if self.makes_log else files.layer.fdatasync)
             files.layer.step("log-synced")
-
-    def refresh_main(self) -> None:
-        """Show the new version in a main file of JSON, where the log has made it durable."""
-        if not self._refreshes:
-            return
-        place, temp = self.place, files.temp_path(self.place.path)
-        requests = [*place.requests, *self.write.requests][-REQUESTS_KEPT:]
-        content = place.main_file(self.write.records[-1], self._mark, requests, [])
-        try:
-            fd = _create(temp)
-            try:
-                files.layer.write(fd, content)
-                found = files.layer.status(fd)
-            finally:
-                files.layer.close(fd)
-            files.layer.replace(temp, place.path)
-            self._main_id = (found.st_dev, found.st_ino)
-            files.layer.step("refreshed")
-        except OSError:  # no harm to what is stored: the next commit tries again
-            with contextlib.suppress(OSError):
-                files.layer.unlink(temp)
 
     @property
     def main_first(self) -> bool:
@@ -126,18 +103,19 @@ class Prepared:
         if self.replaces_main:
             assert self._main is not None
             found = files.layer.status(self._main)
-            self._main_id = (found.st_dev, found.st_ino)
+            place.main_id = (found.st_dev, found.st_ino)
             place.shape = place.settings.shape
             place.state_bytes = self._state_bytes
             place.tail_count = place.tail_bytes = 0
+            place.unshown = None
             if place.has_log and not (mark.count or mark.continues):
                 drop_log(place)
         else:
             place.tail_count += mark.count - place.count
             place.tail_bytes += mark.end - place.end
+            place.unshown = last if place.settings.shape.lines else None
         if self.makes_log:
             place.head = None
-        place.main_id = self._main_id
         place.end, place.count, place.last, place.continues = mark.end, mark.count, mark.last, mark.continues
         place.unlogged = self._unlogged
         place.log_id = self._log_id
@@ -161,7 +139,6 @@ class Prepared:
         self.in_place = True
         self._append(opened, content)
         self._mark = LogMark(place.end + len(content), place.count + len(records), records[-1].version, True)
-        self._refreshes = shape.lines
         files.layer.step("log-appended")
 
     def _prepare_main(self) -> None:

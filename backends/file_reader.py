@@ -99,9 +99,6 @@ def load(path: Path) -> Found | None:
         if found is None:
             raise
         return found
-    if shape.lines and main.log.continues and not log_path(path).exists():
-        # The user removed it. It told nothing new: each commit refreshes a main file of JSON.
-        main.log = LogMark()
     return Found(main, shape, _load_tail(path, main) if main.log.continues else _NO_TAIL)
 
 
@@ -218,7 +215,7 @@ def _load_tail(path: Path, main: MainFile) -> Tail:
 def _load_log(path: Path) -> Found | None:
     """Read the current version from the log alone, where that is possible: if it is one of lines.
 
-    The main file beside such a log is not synced with each commit, so that a power cut may leave a part of it.
+    The main file beside such a log is refreshed without being synced, so that a power cut may leave a part of it.
     """
     log = log_path(path)
     try:

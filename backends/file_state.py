@@ -22,6 +22,7 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -29,7 +30,7 @@ from pathlib import Path
 from dgents.backends import files
 from dgents.backends.file_commit import Prepared, replaced
 from dgents.backends.file_reader import Found, history, identify, load, log_path
-from dgents.backends.file_upkeep import Place, Settings, renew, settle
+from dgents.backends.file_upkeep import Place, Settings, refresh, renew, settle
 from dgents.backends.lock import OwnerLock
 from dgents.runtime.contract import Opened, Record, Request, Write
 from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError, VersionConflictError
@@ -76,6 +77,7 @@ class StateFile:
     def close(self) -> None:
         """Let go of the state. Never raises."""
         with self._busy:
+            self._show()
             self._place = None
             self._lock.release()
 
@@ -111,12 +113,26 @@ class StateFile:
             self._busy.release()
             raise
 
-    def adopt(self, prepared: Prepared) -> None:
-        """Take note that a write is durable."""
+    def adopt(self, prepared: Prepared) -> bool:
+        """Take note that a write is durable; say whether the main file is to `show` it."""
         try:
             prepared.adopt()
+            return prepared.place.unshown is not None
         finally:
             self._busy.release()
+
+    def show(self) -> None:
+        """Let a main file of JSON show the current version, which is durable in the log."""
+        with self._busy:
+            self._show()
+
+    def _show(self) -> None:
+        place = self._place
+        # Where that fails no harm is done: the next commit, or the next owner, does it.
+        with contextlib.suppress(OSError):
+            if place is not None and place.unshown is not None and identify(self.path) == place.main_id:
+                self._lock.check()
+                refresh(place)
 
     def abandon(self, prepared: Prepared, *, refused: bool = False) -> None:
         """Give a write up: it was ``refused`` before anything of it was put in place, or the disk failed."""

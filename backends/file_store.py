@@ -7,6 +7,7 @@ makes every rename durable.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 _THREADS = 16  # more of them share no more of the journal's commits
 _CALLS = 8  # at once: one commit, and reads
+_SHOWN_AFTER = 0.05  # seconds, from a commit by the log to a main file that shows it
 
 
 class _Item(NamedTuple):
@@ -41,8 +43,8 @@ class _Item(NamedTuple):
 class FileStore:
     """Commits what many actors write to files in one directory.
 
-    It keeps nothing from one commit to the next, so a failed one leaves nothing to mend here: each
-    `StateFile` that took part refuses further writes until it was opened again.
+    A commit that failed leaves nothing to mend here: each `StateFile` that took part refuses further writes until
+    it was opened again.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -50,6 +52,10 @@ class FileStore:
         # Not the limiter that users' own threads share: those may wait for this very store.
         self._limiter = anyio.CapacityLimiter(_CALLS)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="dgents-files")
+        self._unshown: set[StateFile] = set()
+        self._showing = False
+        self._closing = threading.Event()
+        self._lock = threading.Lock()  # over the two above
 
     async def run(self, fn: Callable[[], T]) -> T:
         """Return ``fn()``, called in a worker thread; a cancelled caller waits for its end."""
@@ -61,6 +67,7 @@ class FileStore:
 
     async def close(self) -> None:
         """End the threads; the last one of the runtime's actors has let go of the directory."""
+        self._closing.set()
         await anyio.to_thread.run_sync(self._threads.shutdown)
 
     def _commit(self, writes: Sequence[Write]) -> list[DgentError | None]:
@@ -88,10 +95,30 @@ class FileStore:
             raise
         for item in batch:
             if answers[item.number] is None:
-                item.state.adopt(item.prepared)
+                if item.state.adopt(item.prepared):
+                    self._show_later(item.state)
             else:
                 item.state.abandon(item.prepared, refused=True)
         return answers
+
+    def _show_later(self, state: StateFile) -> None:
+        with self._lock:
+            self._unshown.add(state)
+            if not self._showing:
+                self._showing = True
+                self._threads.submit(self._show)
+
+    def _show(self) -> None:
+        """Refresh main files of JSON, each at most once in a while, until none is behind."""
+        while True:
+            self._closing.wait(_SHOWN_AFTER)
+            with self._lock:
+                states, self._unshown = self._unshown, set()
+                self._showing = bool(states)
+            if not states:
+                return
+            for state in states:
+                state.show()
 
     def _prepare_all(self, batch: list[_Item]) -> list[DgentError | None]:
         """Write and sync what each write needs; return why some are refused."""
@@ -138,7 +165,6 @@ def _prepare(prepared: Prepared) -> None:
 def _sync(prepared: Prepared) -> None:
     prepared.sync_main()
     prepared.sync_log()
-    prepared.refresh_main()
 
 
 def _refusal(prepare: Callable[[Prepared], None], prepared: Prepared) -> DgentError | None:

@@ -64,6 +64,7 @@ class Place:
         continues: whether the log may hold versions newer than the main file.
         tail_count: how many versions are only in the log as far as is durable, or a few more.
         tail_bytes: their size.
+        unshown: the current version, while the main file shows an older one; only in JSON.
         state_bytes: the size of the state in the main file.
         log_damaged: the log can't be rewritten, because it can't be read.
     """
@@ -85,6 +86,7 @@ class Place:
     continues: bool = False
     tail_count: int = 0
     tail_bytes: int = 0
+    unshown: Record | None = None
     state_bytes: int = 0
     log_damaged: bool = False
     requests: deque[Request] = field(default_factory=lambda: deque(maxlen=REQUESTS_KEPT))
@@ -169,7 +171,19 @@ def checkpoint(place: Place) -> None:
     place.shape = place.settings.shape
     place.main_id = identify(place.path)
     place.tail_count = place.tail_bytes = 0
+    place.unshown = None
     place.state_bytes = len(record.data or b"")
+
+
+def refresh(place: Place) -> None:
+    """Show the current version in the main file, for those who read it; it need not be durable."""
+    assert place.unshown is not None
+    mark = LogMark(place.end, place.count, place.last, True)
+    content = place.main_file(place.unshown, mark, list(place.requests), [])
+    files.write_atomically(place.path, content, sync=False)
+    place.main_id = identify(place.path)
+    place.unshown = None
+    files.layer.step("refreshed")
 
 
 def drop_log(place: Place) -> None:

@@ -144,7 +144,7 @@ def verify(chosen: argparse.Namespace) -> int:
     if faults:
         print(f"{place.safe}: {_count(faults, 'fault')} found; {whole} could be read whole")
         return _DAMAGED
-    print(f"{place.safe}: {whole}, all whole")
+    print(f"{place.safe}: {whole}, all whole" if states else f"there are no states in {place.safe}")
     return 0
 
 
@@ -158,7 +158,7 @@ def copy(chosen: argparse.Namespace) -> int:
     with progress("copying") as on_progress:
         done = copy_states(source, destination, table=chosen.table, on_progress=on_progress, on_warning=_complain)
     text = f"copied {_count(done.states, 'state')} with {_count(done.versions, 'version')} to {destination.safe}"
-    print(f"{text}; {done.present:,} there already" if done.present else text)
+    print(f"{text}; {_count(done.present, 'state')} had been copied before" if done.present else text)
     return 0
 
 

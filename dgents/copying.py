@@ -76,7 +76,7 @@ def copy(
         if destination.kind == "file" and len(entries) > 1:
             raise ValueError(
                 f"{destination.safe} would be the file of one state, and there are {len(entries)} in {source.safe}; "
-                f"for a folder write {destination.safe}/, for a database {destination.safe}.db"
+                "write NAME/ for a folder, NAME.db for a database"
             )
         with Target(destination, None if source.has_tables else table) as target:
             return anyio.run(_Work(target, on_progress, on_warning).run, entries)
@@ -200,11 +200,7 @@ class _Work:
     async def _write(self, batch: Sequence[Stored], resources: SharedResources) -> None:
         backends = [self._target.agent(planned).backend(planned.key, resources) for planned in batch]
         try:
-            found: dict[int, Opened] = {}
-            async with anyio.create_task_group() as tasks:
-                for number, backend in enumerate(backends):
-                    tasks.start_soon(_open, backend, number, found)
-            await self._commit(batch, backends, [found[number] for number in range(len(batch))])
+            await self._commit(batch, backends, await _open_all(backends))
         finally:
             with anyio.CancelScope(shield=True):
                 for backend in backends:
@@ -232,8 +228,20 @@ class _Work:
             self._on_warning(str(details.get("message", details)))
 
 
-async def _open(backend: Backend, number: int, found: dict[int, Opened]) -> None:
-    found[number] = await backend.open()
+async def _open_all(backends: Sequence[Backend]) -> list[Opened]:
+    """Open them together, so that a store can share its transactions among them."""
+    found: dict[int, Opened] = {}
+
+    async def open_one(number: int) -> None:
+        found[number] = await backends[number].open()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for number in range(len(backends)):
+                tasks.start_soon(open_one, number)
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return [found[number] for number in range(len(backends))]
 
 
 def _content(stored: Stored) -> list[tuple[Any, ...]]:

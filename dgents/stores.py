@@ -299,6 +299,11 @@ def _open_files(place: Place) -> Iterator[Store]:
     path = Path(place.uri)
     if not path.exists():
         raise StorageError(f"there is nothing at {place.safe}", retryable=False, hint="check the path")
+    if path.is_dir() and any(path.glob("*.journal")):
+        raise UnsupportedOperationError(
+            f"{place.safe} is a journal, which holds no states by key",
+            hint="open it with the agent that wrote it; a StreamAgent's ref has verify() and events()",
+        )
     yield _Files(path)
 
 

@@ -240,21 +240,20 @@ class Ref(Generic[S]):
                         await cell.gate.wait()
                     raise
             if type(new) is not Pending:
-                version = cell.version
+                cell.last_writer = id(coop.task())
                 if cell.gate is not None and (failure := await cell.gate.join()) is not None:
                     raise failure.again()
-            else:  # an async function: it goes on in a task of the runtime's own
-                try:
-                    new, version = await cell.call(cell.resume, new, fn, args, default)
-                except BaseException:
-                    new.drop()
-                    raise
+                return new  # type: ignore[no-any-return]
+            # An async function: it goes on in a task of the runtime's own.
+            try:
+                new, version = await cell.call(cell.resume, new, fn, args, default)
+            except BaseException:
+                new.drop()
+                raise
         else:
             cell = self._live()
             new, version = await self._ask(cell, request_id, cell.apply_queued, fn, args, default, keeps=True)
-        if coop.task() is not coop.last_task:
-            coop.note_task()
-        coop.last_seen[cell.name] = version
+        self._saw(version)
         return new  # type: ignore[no-any-return]
 
     async def patch(self, changes: Mapping[str, Any], *, request_id: str | None = None) -> int:
@@ -364,7 +363,13 @@ class Ref(Generic[S]):
 
     def _guard(self, if_version: int | None) -> int | None:
         """Return the version that a save may overwrite, as far as this task has seen one."""
-        return None if if_version is not None else self._seen().get(self._cell.name)
+        if if_version is not None:
+            return None
+        cell = self._cell
+        seen: int | None = self._seen().get(cell.name)
+        if seen is not None and cell.last_writer == id(cell.coop.last_task):
+            return cell.version  # its own update made the current version
+        return seen
 
     def _seen(self) -> Seen:
         return self._cell.coop.note_task()

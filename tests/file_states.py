@@ -73,6 +73,8 @@ class Owner:
         (answer,) = self.store._commit([write])
         if answer is None:
             self.version = write.records[-1].version
+            if self.version % 3:
+                self.state.show()
         return answer
 
     def states(self) -> list[Any]:

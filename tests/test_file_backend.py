@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import sys
@@ -355,8 +356,9 @@ async def test_a_missing_main_file_beside_a_history_is_not_taken_for_a_new_state
     assert (tmp_path / "s.history").exists()
 
 
-async def test_a_missing_log_that_may_hold_newer_versions_is_an_error(tmp_path: Path) -> None:
-    agent: PersistentAgent[Any] = PersistentAgent(tmp_path / "s", format="msgpack")
+@pytest.mark.parametrize("format", ["json", "msgpack"])
+async def test_a_missing_log_that_may_hold_newer_versions_is_an_error(format: Any, tmp_path: Path) -> None:
+    agent: PersistentAgent[Any] = PersistentAgent(tmp_path / "s", format=format)
     async with opened(agent) as (backend, _):
         for version in (1, 2, 3):
             await save(backend, version, pad=5000)
@@ -366,15 +368,48 @@ async def test_a_missing_log_that_may_hold_newer_versions_is_an_error(tmp_path: 
             pass
 
 
-async def test_a_history_of_whole_states_may_be_removed(tmp_path: Path) -> None:
+async def test_a_file_cut_short_by_a_power_cut_is_read_from_its_log(tmp_path: Path) -> None:
+    agent: PersistentAgent[Any] = PersistentAgent(tmp_path / "s")
+    async with opened(agent) as (backend, _):
+        for version in (1, 2, 3, 4):
+            request = Request(f"r{version}", version)
+            await commit(backend, version - 1, record_of(version, 1, 5000), requests=(request,))
+    content = (tmp_path / "s").read_bytes()
+    for torn in (b"", content[:1], content[:3000], content[:-1], bytes(len(content)), bytes(3000) + content[3000:]):
+        (tmp_path / "s").write_bytes(torn)
+        async with opened(agent) as (backend, found):
+            assert found.record == record_of(4, 1, 5000)
+            assert await versions(backend) == [1, 2, 3, 4]
+            assert [request.version for request in await backend.requests()] == [1, 2, 3, 4]
+
+
+async def test_each_changed_byte_of_a_file_with_a_log_is_found(tmp_path: Path) -> None:
     agent: PersistentAgent[Any] = PersistentAgent(tmp_path / "s")
     async with opened(agent) as (backend, _):
         await save(backend, 1, 2, pad=5000)
-    (tmp_path / "s.history").unlink()
-    async with opened(agent) as (backend, found):
-        assert await versions(backend) == [2]
-        await save(backend, 3, epoch=found.epoch, pad=5000)
-        assert await versions(backend) == [3]
+        await save(backend, 3)
+        await save(backend, 4)
+    content = (tmp_path / "s").read_bytes()
+    for place in range(len(content)):
+        (tmp_path / "s").write_bytes(content[:place] + bytes([content[place] ^ 32]) + content[place + 1 :])
+        with pytest.raises(StateCorruptionError):
+            list(read_states(tmp_path / "s"))
+
+
+async def test_the_readable_file_shows_the_current_version_once_closed(tmp_path: Path) -> None:
+    async with opened(PersistentAgent(tmp_path / "s")) as (backend, _):
+        for version in range(1, 6):
+            await save(backend, version, pad=5000)
+    assert json.loads((tmp_path / "s").read_bytes())["state"]["version"] == 5
+
+
+async def test_the_readable_file_shows_the_current_version_soon(tmp_path: Path) -> None:
+    async with opened(PersistentAgent(tmp_path / "s")) as (backend, _):
+        for version in range(1, 6):
+            await save(backend, version, pad=5000)
+        with anyio.fail_after(20):
+            while json.loads((tmp_path / "s").read_bytes())["version"] < 5:
+                await anyio.sleep(0)
 
 
 @pytest.mark.parametrize("what", ["main", "lock", "folder"])

@@ -1,0 +1,376 @@
+"""The storage of a stream: its log, its snapshots, and the states that they make.
+
+Invariants:
+
+1. What is replayed begins at a snapshot that the present fold and schema made, or at the floor, or at the initial
+   state; a snapshot of another fold or schema is set aside, and that is said in an event.
+2. Replays run in worker threads, a chunk at a time, on a state of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from dgents.backends.chain import GENESIS, Head, Links, Seal, check_head
+from dgents.backends.event_codec import EventCodec, StoredEvent
+from dgents.backends.event_log import EventLog, LogState, StateSnapshot
+from dgents.backends.replay import cannot_fold, fingerprint, fold_all
+from dgents.runtime.codec import Codec
+from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Store, Write
+from dgents.runtime.errors import (
+    StateCorruptionError,
+    StateError,
+    StateNotFoundError,
+    UnsupportedOperationError,
+)
+from dgents.runtime.turns import MISSING, Form
+
+S = TypeVar("S")
+
+
+class Point(NamedTuple):
+    """A state, and the event that it is after."""
+
+    state: Any
+    version: int
+    epoch: int
+    saved_at: float
+    link: bytes | None
+
+
+class Plan(NamedTuple):
+    """What a stream's agent says of it."""
+
+    fold: Callable[[Any, Any], Any]
+    initial: Any
+    codec: Codec[Any]
+    events: EventCodec[Any]
+    chain: bool
+
+
+class StreamBackend(Generic[S]):
+    """The log of one stream and what is folded from it.
+
+    Args:
+        key: what the stream is called in its log.
+        actor: its name, for errors.
+        seal: makes and checks the heads of a chain.
+
+    Attributes:
+        point: the newest state, once open; the actor takes it over.
+        stored: the event of the newest snapshot.
+        chained: whether events are linked by their hashes.
+    """
+
+    ownership: Ownership = "exclusive"
+    max_history = 0
+    deltas = False
+
+    def __init__(self, key: str, actor: str, log: EventLog, plan: Plan, seal: Seal, resources: Resources) -> None:
+        self.key = key
+        self.actor = actor
+        self.inner = log
+        self.plan = plan
+        self.fingerprint = fingerprint(plan.fold)
+        self.chained = plan.chain
+        self.floor: StateSnapshot | None = None
+        self.latest: StateSnapshot | None = None
+        self.head: Head | None = None
+        self.point: Point | None = None
+        self._seal = seal
+        self._resources = resources
+        self._initial = plan.codec.encode(plan.initial)
+        self._keeping = anyio.Lock()
+
+    @property
+    def store(self) -> Store | None:
+        """The store that appends go to; None for a log in memory."""
+        return self.inner.store
+
+    @property
+    def oldest(self) -> int:
+        """The number of the event in front of the oldest one that is kept."""
+        return self.floor.version if self.floor is not None else 0
+
+    @property
+    def stored(self) -> int:
+        return max(self.oldest, self.latest.version if self.latest is not None else 0)
+
+    async def open(self) -> Opened:
+        """Open the log and fold it, from the newest snapshot on.
+
+        Raises:
+            StateLockedError: another process owns the stream.
+            StateCorruptionError: an event or the floor can't be trusted; everything was left as it was.
+            StateSerializationError: an event, or the state in front of the first one, fits no class or schema.
+            StorageError: the log can't be reached or refuses.
+        """
+        found = await self.inner.open()
+        try:
+            self.floor = found.floor
+            self.latest = self._trusted(found.latest, found.version)
+            self._check_floor()
+            await self._join_chain(found)
+            last = found.last
+            point = await self._replay(self._start(found.version), found.version, opening=True)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self.inner.close()
+            if isinstance(error, StateError):
+                _name(error, self.actor)
+            raise
+        self.point = point
+        epoch = last.epoch if last is not None else point.epoch
+        record = Record(point.version, epoch, point.saved_at, b"", self.plan.codec.version) if point.version else None
+        return Opened(record, found.epoch)
+
+    async def read(self) -> Record | None:
+        return None
+
+    async def history(self, limit: int | None = None) -> list[Record]:
+        return []
+
+    async def requests(self) -> list[Request]:
+        """Return the remembered request ids, oldest first."""
+        return await self.inner.requests()
+
+    async def committed(self, write: Write) -> bool | None:
+        return None
+
+    async def close(self) -> None:
+        """Let go of the log, after a snapshot that is being written."""
+        with anyio.CancelScope(shield=True):
+            async with self._keeping:
+                await self.inner.close()
+
+    # Reading
+
+    def chunks(self, after: int, until: int) -> AsyncIterator[Sequence[StoredEvent]]:
+        """Yield the events from ``after`` + 1 to ``until``.
+
+        Raises:
+            StateNotFoundError: some of them were compacted.
+            StateCorruptionError: at the first one that can't be read.
+        """
+        if after < self.oldest:
+            raise StateNotFoundError(
+                f"events {after + 1} to {self.oldest} of {self.actor!r} were compacted",
+                actor=self.actor,
+                hint=f"begin at since={self.oldest}",
+            )
+        return self.inner.chunks(after, until)
+
+    async def state_at(self, version: int, until: float | None = None) -> Point:
+        """Return the state after event ``version``; with ``until`` after the last one up to it saved by then.
+
+        Raises:
+            StateNotFoundError: that state was compacted.
+        """
+        return await self._replay(self._start(version, until), version, until=until)
+
+    async def states(self, limit: int | None, version: int) -> list[Form]:
+        """Return the states after each of the newest ``limit`` events up to ``version``, oldest first."""
+        first = self.oldest if limit is None else max(version - limit, self.oldest)
+        forms: list[Form] = []
+        point = await self._replay(self._start(first), first)
+        state = point.state
+        async for chunk in self.chunks(first, version):
+            state = await anyio.to_thread.run_sync(self._note_states, state, chunk, forms)
+        return forms
+
+    async def verify(self, version: int) -> int:
+        """Read all events up to ``version``, check them and their links, and return how many they are.
+
+        Raises:
+            StateCorruptionError: ``event`` is the first one that is not what was appended.
+        """
+        floor = self.floor
+        links = Links(self.actor, self.oldest, (floor.link if floor is not None else None) or GENESIS)
+        at = self.oldest
+        try:
+            async for chunk in self.inner.chunks(at, version):
+                if self.chained:
+                    await anyio.to_thread.run_sync(links.follow, chunk)
+                at = chunk[-1].version
+        except StateCorruptionError as error:
+            if error.event is None:
+                error.event = at + 1
+                error.message = f"event {at + 1} of the stream {self.actor!r}, or one soon after, {error.message}"
+            raise
+        if at != version:
+            raise StateCorruptionError(
+                f"events {at + 1} to {version} of the stream {self.actor!r} are missing", actor=self.actor, event=at + 1
+            )
+        if self.chained and self.head is not None and self.head.version <= version:
+            check_head(self.actor, self.head, version, links.link if self.head.version == version else self.head.link)
+        return version - self.oldest
+
+    # Snapshots
+
+    def snapshot(self, version: int, epoch: int, saved_at: float, link: bytes | None, state: bytes) -> StateSnapshot:
+        """Return a state as it is kept beside the log."""
+        return StateSnapshot(version, epoch, saved_at, self.plan.codec.version, self.fingerprint, state, link)
+
+    async def keep(self, snapshot: StateSnapshot) -> None:
+        """Keep the newest snapshot; its event is durable."""
+        async with self._keeping:
+            if self.inner.store is None:
+                return
+            with anyio.CancelScope(shield=True):
+                await self.inner.keep(snapshot)
+            self.latest = snapshot
+
+    async def compact(self, before: int, version: int, link: bytes | None) -> int:
+        """Remove the events before number ``before``; return how many are kept of those up to ``version``."""
+        floor = min(before - 1, version)
+        if floor > self.oldest:
+            point = await self.state_at(floor)
+            codec = self.plan.codec
+            kept = self.snapshot(floor, point.epoch, point.saved_at, point.link, codec.encode(point.state))
+            head = None
+            if self.chained:
+                head = self._seal.make(version, link or GENESIS, floor, point.link or GENESIS)
+            async with self._keeping:
+                with anyio.CancelScope(shield=True):
+                    await self.inner.compact(kept, head)
+            self.floor = kept
+        return version - self.oldest
+
+    # Inside
+
+    def _trusted(self, latest: StateSnapshot | None, version: int) -> StateSnapshot | None:
+        """Return the newest snapshot if it is one of this fold and schema and of this log."""
+        if latest is None or not self.oldest <= latest.version <= version:
+            return None
+        reason = None
+        if latest.schema != self.plan.codec.version:
+            reason = f"schema version {latest.schema}, not {self.plan.codec.version},"
+        elif latest.fold != self.fingerprint:
+            reason = "another fold"
+        else:
+            try:
+                self.plan.codec.decode(latest.state, latest.schema)
+                return latest
+            except StateError:
+                reason = "another schema"
+        self._resources.emit(
+            "warning",
+            self.actor,
+            message=f"the snapshot after event {latest.version} is of {reason} and is not used: "
+            f"events {self.oldest + 1} to {version} are folded again",
+        )
+        return None
+
+    def _check_floor(self) -> None:
+        """Say so if the state in front of the oldest event is of another fold: there is nothing else to begin with."""
+        floor = self.floor
+        if floor is not None and (floor.schema, floor.fold) != (self.plan.codec.version, self.fingerprint):
+            self._resources.emit(
+                "warning",
+                self.actor,
+                message=f"events up to {floor.version} were compacted into a state by another fold or schema",
+            )
+
+    async def _join_chain(self, found: LogState) -> None:
+        """Go on with the chain that the log has, or begin one."""
+        last = found.last
+        newest = last.link if last is not None else (found.floor.link if found.floor is not None else None)
+        self.head = None
+        if newest is None and found.version and (self.plan.chain or found.head is not None):
+            raise UnsupportedOperationError(
+                f"chain=True: {self.actor!r} has {found.version} events that are not in a chain",
+                actor=self.actor,
+                hint="append them to a new log with chain=True, or leave it out",
+            )
+        self.chained = self.plan.chain or newest is not None
+        if self.inner.store is None or not self.chained:
+            return
+        if found.head is None and not found.version:
+            await self.inner.seal(self._seal.make(0, GENESIS, 0, GENESIS))
+            return
+        if found.head is None:
+            raise StateCorruptionError(
+                f"the head of the stream {self.actor!r} is missing, so events may have been cut off after event "
+                f"{found.version}",
+                actor=self.actor,
+                event=found.version + 1,
+                hint="the log was left as it is; compare it with a copy",
+            )
+        self.head = self._seal.read(found.head)
+        floor_link = (found.floor.link if found.floor is not None else None) or GENESIS
+        # A head of a higher floor: a crash came between it and the floor, and the events are still there.
+        if self.head.floor < self.oldest or (self.head.floor == self.oldest and self.head.floor_link != floor_link):
+            raise StateCorruptionError(
+                f"the floor of the stream {self.actor!r} is not the one that its head names (event {self.head.floor})",
+                actor=self.actor,
+                event=self.head.floor + 1,
+                hint="the log was left as it is; compare it with a copy",
+            )
+        check_head(self.actor, self.head, found.version, newest or GENESIS)
+
+    def _start(self, version: int, until: float | None = None) -> Point:
+        """Return the newest kept state that is not after event ``version``, nor saved after ``until``."""
+        if version < self.oldest:
+            raise self._compacted(f"the state after event {version}")
+        for kept in (self.latest, self.floor):
+            if kept is not None and kept.version <= version and (until is None or kept.saved_at <= until):
+                state = self.plan.codec.decode(kept.state, kept.schema)
+                return Point(state, kept.version, kept.epoch, kept.saved_at, kept.link)
+        if self.floor is not None:
+            raise self._compacted("the state of that time")
+        return Point(self.plan.codec.decode(self._initial), 0, 0, 0.0, None)
+
+    def _compacted(self, what: str) -> StateNotFoundError:
+        return StateNotFoundError(
+            f"{what} of {self.actor!r} is not kept: events up to {self.oldest} were compacted",
+            actor=self.actor,
+            hint=f"the oldest state that is kept is version {self.oldest}",
+        )
+
+    async def _replay(
+        self, point: Point, version: int, until: float | None = None, *, opening: bool = False
+    ) -> Point:
+        """Return the state after event ``version``, from an earlier one that it may change."""
+        state, last = point.state, None
+        fold, events = self.plan.fold, self.plan.events
+        met: list[Request] = []
+        async for chunk in self.inner.chunks(point.version, version):
+            if until is not None and chunk[-1].saved_at > until:
+                chunk = [stored for stored in chunk if stored.saved_at <= until]
+                version = chunk[-1].version if chunk else 0
+            met += [Request(stored.request, stored.version) for stored in chunk if stored.request is not None]
+            state = await anyio.to_thread.run_sync(fold_all, fold, state, chunk, events, self.actor)
+            last = chunk[-1] if chunk else last
+            if last is None or last.version >= version:
+                break
+        if opening:
+            self.inner.remember(met)
+        if last is None:
+            return point._replace(state=state)
+        return Point(state, last.version, last.epoch, last.saved_at, last.link)
+
+    def _note_states(self, state: Any, chunk: Sequence[StoredEvent], forms: list[Form]) -> Any:
+        fold, events, codec = self.plan.fold, self.plan.events, self.plan.codec
+        for stored in chunk:
+            event = events.unpack(stored)
+            try:
+                state = fold(state, event)
+            except Exception as error:
+                raise cannot_fold(self.actor, stored, error) from error
+            if codec.is_immutable(state):
+                form = Form(state, None, stored.version, stored.epoch, stored.saved_at)
+            else:
+                form = Form(MISSING, codec.encode(state), stored.version, stored.epoch, stored.saved_at)
+            forms.append(form)
+        return state
+
+
+def _name(error: StateError, actor: str) -> None:
+    """Name the stream in an error of a codec."""
+    if error.actor is None:
+        error.actor = actor
+        error.message = f"{actor!r}: {error.message}"
