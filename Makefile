@@ -20,7 +20,7 @@ demo: $(READY) ## the main job in a minute, on embedded backends
 	$(BIN)/dgents demo
 
 test: $(READY) ## every test, with a short form of every proof
-	$(BIN)/python -m pytest -m 'not torture'
+	$(BIN)/python -m pytest
 
 torture: $(READY) ## the long proofs: kills, faults, crash images, random schedules (SEED=n repeats one)
 	DGENTS_SEED=$(SEED) $(BIN)/python -m pytest -m torture -s --timeout 3600

@@ -47,6 +47,4 @@ def parse_aggregate(expression: str, column: str) -> Aggregate:
             hint="use COUNT, SUM, MIN, MAX, AVG or TOTAL of a column or a field like state.score, or query",
         )
     argument = match["argument"] or column
-    return Aggregate(
-        match["function"].upper(), None if argument == "*" else argument, column, bool(match["distinct"])
-    )
+    return Aggregate(match["function"].upper(), None if argument == "*" else argument, column, bool(match["distinct"]))

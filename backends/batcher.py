@@ -49,9 +49,7 @@ class Batcher(Generic[A, R]):
         limit: how many items a batch has at most; what waits is bounded by the number of callers.
     """
 
-    def __init__(
-        self, run: Callable[[list[A]], Awaitable[Sequence[R | Exception]]], *, limit: int = 1000
-    ) -> None:
+    def __init__(self, run: Callable[[list[A]], Awaitable[Sequence[R | Exception]]], *, limit: int = 1000) -> None:
         self._run = run
         self._limit = limit
         self._waiting: deque[_Ticket[A, R]] = deque()
@@ -99,9 +97,7 @@ class Batcher(Generic[A, R]):
             if self._waiting and self._waiting[0] is ticket:
                 self._waiting.popleft()
             for each in batch:
-                self._settle(
-                    each, StorageError("the task that ran this batch was cancelled", outcome="unknown")
-                )
+                self._settle(each, StorageError("the task that ran this batch was cancelled", outcome="unknown"))
             raise
         finally:
             self._hand_over()

@@ -149,7 +149,9 @@ def check_head(actor: str, head: Head, version: int, link: bytes) -> None:
             head's place.
     """
     if head.version > version:
-        what = f"events {version + 1} to {head.version} were cut off" if head.version > version + 1 else "it was cut off"
+        what = (
+            f"events {version + 1} to {head.version} were cut off" if head.version > version + 1 else "it was cut off"
+        )
         raise broken(actor, version + 1, what)
     if head.version == version and head.link != link:
         raise broken(actor, version, "it is not the one that the head names")

@@ -122,9 +122,7 @@ class EventCodec(Generic[E]):
             )
         self._untyped = not self._classes
         self._plain: Codec[Any] = Codec(None, local=local, max_bytes=max_bytes)
-        self._gone = {
-            tag: Migrations(steps, None) for tag, steps in self._upcasters.items() if tag not in self._kinds
-        }
+        self._gone = {tag: Migrations(steps, None) for tag, steps in self._upcasters.items() if tag not in self._kinds}
 
     def pack(self, event: E) -> Packed:
         """Return the stream's own copy of an event, and its bytes.
@@ -152,16 +150,13 @@ class EventCodec(Generic[E]):
         kind = self._kinds.get(stored.tag)
         try:
             if kind is None:
-                event: E = self._unpack_foreign(stored)
-                return event
+                return self._unpack_foreign(stored)
             if stored.schema == kind.schema:
                 try:
-                    event = kind.read(stored.payload)
-                    return event
+                    return kind.read(stored.payload)  # type: ignore[no-any-return]
                 except (ValueError, TypeError, OverflowError, RecursionError):
                     pass  # the codec says more, and reads what was written under another schema
-            event = kind.unpack(stored.payload, stored.schema)
-            return event
+            return kind.unpack(stored.payload, stored.schema)  # type: ignore[no-any-return]
         except StateError as error:
             error.message = f"event {stored.version} ({stored.tag}) can't be read: {error.message}"
             raise
@@ -207,10 +202,10 @@ class EventCodec(Generic[E]):
         kind = self._kinds[tag] = Kind(tag, codec)
         return kind
 
-    def _unpack_foreign(self, stored: StoredEvent) -> Any:
+    def _unpack_foreign(self, stored: StoredEvent) -> E:
         if self._untyped:
             kind = self._open_kind(stored.tag)
-            return kind.unpack(stored.payload, stored.schema)
+            return kind.unpack(stored.payload, stored.schema)  # type: ignore[no-any-return]
         lifted = self._gone.get(stored.tag)
         if lifted is None:
             raise StateSerializationError(
@@ -223,7 +218,7 @@ class EventCodec(Generic[E]):
                 f"its upcaster made a {type(event).__name__} of it, which is none of the stream's events",
                 hint="return an instance of a class in events=[...]",
             )
-        return event
+        return event  # type: ignore[no-any-return]
 
     def _refused(self, tag: str, error: StateError) -> StateError:
         message = f"append of {tag} refused: {error.message.replace('the state', 'the event', 1)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -55,6 +55,26 @@ class LogState(msgspec.Struct):
     head: bytes | None = None
 
 
+class Chunks(AsyncIterator[Sequence[StoredEvent]]):
+    """Events, some thousands at a time: what ``step`` returns, until that is None.
+
+    Not an async generator: those have to be closed by whoever leaves them early.
+    """
+
+    def __init__(self, step: Callable[[], Awaitable[Sequence[StoredEvent] | None]]) -> None:
+        self._step = step
+
+    async def __anext__(self) -> Sequence[StoredEvent]:
+        chunk = await self._step()
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+
+async def nothing() -> None:
+    """Be the step of an iterator over no events."""
+
+
 class EventLog(Protocol):
     """The events of one stream, owned by one actor."""
 
@@ -77,8 +97,8 @@ class EventLog(Protocol):
         """Append to a log in memory."""
         ...
 
-    def chunks(self, after: int, until: int) -> AsyncIterator[Sequence[StoredEvent]]:
-        """Yield the events from ``after`` + 1 to ``until``, in order, some thousands at a time.
+    def chunks(self, after: int, until: int) -> Chunks:
+        """Return an iterator over the events from ``after`` + 1 to ``until``, in order.
 
         Raises:
             StateCorruptionError: at the place that can't be read.

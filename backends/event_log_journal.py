@@ -20,7 +20,8 @@ import contextlib
 import os
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,11 +34,12 @@ import msgspec
 from dgents.backends import files
 from dgents.backends.chain import GENESIS, Seal
 from dgents.backends.event_codec import StoredEvent, is_linked, link_in
-from dgents.backends.event_log import CHUNK, LogState, StateSnapshot, check_numbers
+from dgents.backends.event_log import CHUNK, Chunks, LogState, StateSnapshot, check_numbers, nothing
 from dgents.backends.journal import Journal
 from dgents.backends.lock import OwnerLock
 from dgents.backends.segment import LENGTH_BYTES, Batch
-from dgents.runtime.contract import Opened, Ownership, Record, Request, Write
+from dgents.backends.worker import Worker
+from dgents.runtime.contract import Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import DgentError, OwnershipLostError, StateCorruptionError, StorageError
 
 T = TypeVar("T")
@@ -45,6 +47,7 @@ T = TypeVar("T")
 REQUESTS_KEPT = 1000
 _CALLS = 4  # threads at once: a commit, a snapshot, readers
 _CHUNK_BYTES = 2**20
+_SEGMENT_BYTES = 16 * 2**20  # the last one is read on opening
 _MAGIC = b"DGSNAP1\n"
 _SLOT = 512  # a sector: written whole or not at all
 _SLOT_HEAD = struct.Struct("<IQH")
@@ -69,13 +72,15 @@ class JournalLog:
     max_history = 0
     deltas = False
 
-    def __init__(self, directory: Path, actor: str, seal: Seal, *, segment_bytes: int = 64 * 2**20) -> None:
+    def __init__(self, directory: Path, actor: str, seal: Seal, resources: Resources) -> None:
         self.directory = directory
         self.key = actor
         self.actor = actor
         self._seal = seal
-        self._journal = Journal(directory, segment_bytes=segment_bytes)
+        self._resources = resources
+        self._journal = Journal(directory, segment_bytes=_SEGMENT_BYTES)
         self._lock = OwnerLock(directory / "owner.lock", actor=actor)
+        self._worker: Worker | None = None
         self._limiter = anyio.CapacityLimiter(_CALLS)
         self._heads = HeadFile(directory / "head")
         self._floor: StateSnapshot | None = None
@@ -96,6 +101,8 @@ class JournalLog:
             StorageError: the directory can't be read or written.
         """
         try:
+            if self._worker is None:
+                self._worker = await self._resources.acquire(self._shared, _make_worker)
             found = await self._run(self._open)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -109,15 +116,14 @@ class JournalLog:
 
     async def commit(self, writes: Sequence[Write]) -> Sequence[DgentError | None]:
         """Append the events of a batch with one write and one fdatasync; see `contract.Store.commit`."""
-        return await self._run(self._commit, writes)
+        assert self._worker is not None
+        return await self._worker.call(self._commit, writes)
 
-    async def chunks(self, after: int, until: int) -> AsyncIterator[Sequence[StoredEvent]]:
-        """Yield the events from ``after`` + 1 to ``until``, in order; read in a worker thread."""
+    def chunks(self, after: int, until: int) -> Chunks:
+        """Return an iterator over the events from ``after`` + 1 to ``until``, in order; read in a worker thread."""
         if after >= until:
-            return
-        chunks = self._read(self._journal.batches(after + 1), after, until)
-        while (chunk := await self._run(next, chunks, None)) is not None:
-            yield chunk
+            return Chunks(nothing)
+        return Chunks(partial(self._run, next, self._read(self._journal.batches(after + 1), after, until), None))
 
     async def requests(self) -> list[Request]:
         return list(self._requests)
@@ -143,6 +149,13 @@ class JournalLog:
         self._is_open = False
         with anyio.CancelScope(shield=True):
             await self._run(self._close)
+            if self._worker is not None:
+                self._worker = None
+                await self._resources.release(self._shared)
+
+    @property
+    def _shared(self) -> tuple[str, str]:
+        return ("events", str(self.directory.parent))
 
     # What the contract asks of a store's backend; the actor asks the stream's own backend instead.
 
@@ -174,8 +187,8 @@ class JournalLog:
             raise self._damaged(f"events {floor + 1} to {self._journal.first - 1} are missing")
         last = None
         if version > floor:
-            *_, chunk = self._read(self._journal.batches(version), version - 1, version)
-            last = chunk[-1]
+            *_, batch = self._journal.batches(version)
+            (last,) = self._decode([_last(batch)], 1, version, version - 1, version)
         elif version < floor:
             raise self._damaged(f"it ends at event {version}, and its floor is event {floor}")
         newest = last or self._floor
@@ -214,14 +227,14 @@ class JournalLog:
         count, size = 0, 0
         first = 0
         for batch in batches:
-            for number, records, data in _pieces(batch):
+            for number, records, data in _pieces(batch, after):
                 if not waiting:
                     first = number
                 waiting.append(data)
                 count += records
                 size += len(data)
                 if count >= CHUNK or size >= _CHUNK_BYTES:
-                    if (chunk := self._decode(waiting, count, first, after, until)):
+                    if chunk := self._decode(waiting, count, first, after, until):
                         yield chunk
                     waiting, count, size = [], 0, 0
             if batch.first + batch.count > until:
@@ -321,7 +334,7 @@ class HeadFile:
         return head
 
     def write(self, head: bytes, sync: bool = False) -> None:
-        """Write the head. Without ``sync`` it may lag behind after a power cut; it is never ahead of what is durable."""
+        """Write the head; without ``sync`` it may lag behind after a power cut. What it names is durable."""
         rest = _SLOT_HEAD.pack(0, self._turn + 1, len(head))[4:] + head
         slot = crc32(rest).to_bytes(4, "little") + rest
         assert len(slot) <= _SLOT
@@ -346,21 +359,32 @@ def _pack(record: Record, request: str | None) -> bytes:
     """Return an event as a record of the journal."""
     data = record.data
     assert data is not None
-    front = _FRONT.pack(
-        0x98, 0xCF, record.version, 0xCE, record.epoch, 0xCB, record.saved_at, 0xCD, record.schema
-    )
+    front = _FRONT.pack(0x98, 0xCF, record.version, 0xCE, record.epoch, 0xCB, record.saved_at, 0xCD, record.schema)
     link = b"" if is_linked(data) else _NIL
     return b"".join((front, memoryview(data)[1:], link, _NIL if request is None else _encode(request)))
 
 
-def _pieces(batch: Batch) -> Iterator[tuple[int, int, bytes]]:
-    """Yield a batch's records, joined, some thousands at a time: the number of the first, how many, their bytes."""
+async def _make_worker() -> Worker:
+    return Worker()
+
+
+def _last(batch: Batch) -> bytes:
+    """Return the last record of a batch."""
+    (length,) = struct.unpack_from("<I", batch.body, (batch.count - 1) * LENGTH_BYTES)
+    return batch.body[len(batch.body) - length :]
+
+
+def _pieces(batch: Batch, after: int) -> Iterator[tuple[int, int, bytes]]:
+    """Yield a batch's records, joined, some thousands at a time: the number of the first, how many, their bytes.
+
+    Of a large batch, those up to number ``after`` are left out.
+    """
     start = batch.count * LENGTH_BYTES
     if batch.count <= CHUNK and len(batch.body) <= 2 * _CHUNK_BYTES:
         yield batch.first, batch.count, batch.body[start:]
         return
     ends = list(accumulate(struct.unpack_from(f"<{batch.count}I", batch.body), initial=start))
-    position = 0
+    position = max(after + 1 - batch.first, 0)
     while position < batch.count:
         until = min(position + CHUNK, batch.count)
         while until > position + 1 and ends[until] - ends[position] > _CHUNK_BYTES:

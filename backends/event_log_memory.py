@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from time import time
 from typing import Any
 
@@ -10,7 +10,7 @@ import msgspec
 
 from dgents.backends.chain import GENESIS, link_of
 from dgents.backends.event_codec import EventCodec, StoredEvent
-from dgents.backends.event_log import CHUNK, LogState, StateSnapshot
+from dgents.backends.event_log import CHUNK, Chunks, LogState, StateSnapshot
 from dgents.runtime.contract import Request
 
 
@@ -55,12 +55,17 @@ class MemoryLog:
         if self._given is not None:
             self._given.append(self._codec.unpack(stored))
 
-    async def chunks(self, after: int, until: int) -> AsyncIterator[Sequence[StoredEvent]]:
-        """Yield the events from ``after`` + 1 to ``until``, in order."""
+    def chunks(self, after: int, until: int) -> Chunks:
+        """Return an iterator over the events from ``after`` + 1 to ``until``, in order."""
         events = self._events or []
-        base = self._base
-        for start in range(after - base, until - base, CHUNK):
-            yield events[start : min(start + CHUNK, until - base)]
+        end = until - self._base
+        starts = iter(range(after - self._base, end, CHUNK))
+
+        async def step() -> Sequence[StoredEvent] | None:
+            start = next(starts, None)
+            return None if start is None else events[start : min(start + CHUNK, end)]
+
+        return Chunks(step)
 
     async def requests(self) -> list[Request]:
         return []

@@ -22,7 +22,7 @@ from dgents.backends.file_upkeep import Place, drop_log, is_far_behind, keep_up
 from dgents.runtime.contract import Record, Write
 from dgents.runtime.errors import StorageError
 
-UNLOGGED_BYTES = 4096  # of versions that the main file holds in place of the log
+UNLOGGED_BYTES = 4096  # of versions that the first commit may leave to the main file alone
 
 
 class Prepared:
@@ -159,7 +159,7 @@ class Prepared:
     def _keep_earlier(self, whole: Sequence[Record]) -> list[bytes]:
         """Put the versions into the log; return those that the main file is to hold instead.
 
-        A state whose versions are few bytes has no log: that saves a file, and an fsync.
+        The first commit needs no log if its versions are few bytes: that saves an fsync, and to most states a file.
         """
         place, settings = self.place, self.place.settings
         bound, shape = settings.max_history, settings.shape
@@ -168,12 +168,13 @@ class Prepared:
         kept = whole[-bound:] if bound else []
         opened = self._open_log() if place.has_log else None
         if opened is not None:
+            self.in_place = place.continues
             content = encode_entry(kept, self.write.requests, shape) if kept else b""
             self._append(opened, content)
             self._mark = LogMark(place.end + len(content), place.count + len(kept), whole[-1].version, True)
             return []
         entries = [*place.unlogged, *(encode_entry([record], [], shape) for record in kept)][-bound:]
-        if entries and sum(map(len, entries)) <= UNLOGGED_BYTES:
+        if entries and self.main_first and sum(map(len, entries)) <= UNLOGGED_BYTES:
             self._unlogged = entries
             return entries[:-1]
         self._make_log(b"".join(entries))

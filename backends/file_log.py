@@ -11,16 +11,13 @@ As JSON, one line a commit behind a line that names the format; as MessagePack, 
 An offset in a log is *logical*: it stays what it is when the log is rewritten without its oldest versions.
 ``start`` is the logical offset of the first entry. A log of lines tells all by itself: its first line has the
 requests that were remembered when it was made.
-
-What a crash leaves of the last entry is told from damage: it is *torn* if the file ends within it, or if a whole
-sector of it was never written (zeros), or if what stands there is far from an entry. Before others it is damage.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -29,29 +26,25 @@ import msgspec
 from dgents.backends.compression import compress, decompress
 from dgents.backends.file_format import (
     FORMAT_VERSION,
-    SECTOR,
     Shape,
     check_version,
     corrupt,
     from_iso,
-    has_unwritten_sector,
-    nearly,
     to_iso,
 )
 from dgents.backends.tagged_json import from_json, to_json
 from dgents.runtime.contract import Record, Request
-from dgents.runtime.errors import StateCorruptionError
 
 Kind: TypeAlias = Literal["lines", "frames"]
 
 _FIRST_LINE = re.compile(rb'\{"dgents-log": ([0-9]{1,5}), "checksum": "([0-9a-f]{8})", (.*)\}\n')
-_LINE_START = b'{"checksum": "'
-_LINE_PREFIX = len(_LINE_START) + len('0a1b2c3d", ')
+LINE_START = b'{"checksum": "'
+LINE_PREFIX = len(LINE_START) + len('0a1b2c3d", ')
 _MAGIC = b"\x89dgl\r\n\x1a\n"
 _HEADER = struct.Struct(">8sHqI")
-_FRAME = struct.Struct(">BIII")
-_SUMMED = struct.Struct(">BII")
-_MARK, _END = 0xD6, b"\n"
+FRAME = struct.Struct(">BIII")
+SUMMED = struct.Struct(">BII")
+FRAME_MARK, FRAME_END = 0xD6, b"\n"
 
 
 class Entry(msgspec.Struct, array_like=True):
@@ -78,14 +71,6 @@ class LogHead(NamedTuple):
         return place - self.size + self.start
 
 
-class TornError(Exception):
-    """The last entry was not written to its end; ``place`` is where it begins."""
-
-    def __init__(self, place: int) -> None:
-        super().__init__(place)
-        self.place = place
-
-
 class _Version(msgspec.Struct):
     version: int
     epoch: int
@@ -104,10 +89,10 @@ class _FirstLine(msgspec.Struct):
     requests: list[Request]
 
 
-_decode_line = msgspec.json.Decoder(_Line).decode
+_parse_line = msgspec.json.Decoder(_Line).decode
 _decode_first_line = msgspec.json.Decoder(_FirstLine).decode
 _encode_payload = msgspec.msgpack.Encoder().encode
-_decode_payload = msgspec.msgpack.Decoder(Entry).decode
+_parse_payload = msgspec.msgpack.Decoder(Entry).decode
 
 
 def kind_of(shape: Shape) -> Kind:
@@ -159,12 +144,12 @@ def encode_entry(records: Sequence[Record], requests: list[Request], shape: Shap
     if shape.lines:
         versions = b", ".join([_encode_version(record) for record in records])
         rest = b'"versions": [%s], "requests": %s}' % (versions, msgspec.json.encode(requests))
-        return b'%s%08x", %s\n' % (_LINE_START, crc32(rest), rest)
+        return b'%s%08x", %s\n' % (LINE_START, crc32(rest), rest)
     payload = _encode_payload(Entry(list(records), requests))
     if shape.compression:
         payload = compress(payload, shape.compression)
-    summed = _SUMMED.pack(_MARK, len(payload), crc32(payload))
-    return b"".join((summed, crc32(summed).to_bytes(4, "big"), payload, _END))
+    summed = SUMMED.pack(FRAME_MARK, len(payload), crc32(payload))
+    return b"".join((summed, crc32(summed).to_bytes(4, "big"), payload, FRAME_END))
 
 
 def _encode_version(record: Record) -> bytes:
@@ -183,124 +168,13 @@ def _decode_version(version: _Version) -> Record:
     return Record(version.version, version.epoch, from_iso(version.saved_at), data, version.schema)
 
 
-def decode_entries(content: bytes, shape: Shape, path: str) -> Iterator[Record]:
-    """Yield the versions in entries that stand for themselves.
-
-    Raises:
-        StateCorruptionError: one of them was changed.
-    """
-    try:
-        for _, entry in LogReader(content, LogHead(kind_of(shape), 0, 0), path).entries(0):
-            yield from entry.records
-    except TornError as error:
-        raise corrupt(path, error.place, "an earlier version in it is not whole") from error
+def decode_line(text: bytes) -> Entry:
+    """Return the entry that a line holds, without its checksum; raises ValueError if it is none."""
+    line = _parse_line(text)
+    return Entry([_decode_version(version) for version in line.versions], line.requests)
 
 
-class LogReader:
-    """The entries of a log, or of the rest of one.
-
-    Args:
-        content: what the file holds from ``skipped`` on, a multiple of the sector size.
-    """
-
-    def __init__(self, content: bytes, head: LogHead, path: str, *, skipped: int = 0) -> None:
-        assert skipped % SECTOR == 0
-        self._content = content
-        self._path = path
-        self._skipped = skipped
-        self._read = self._read_line if head.kind == "lines" else self._read_frame
-
-    def entries(self, place: int) -> Iterator[tuple[int, Entry]]:
-        """Yield each entry from ``place`` in the file on, and the place behind it.
-
-        Raises:
-            TornError: the last entry is incomplete.
-            StateCorruptionError: an entry was changed.
-        """
-        at = place - self._skipped
-        while at < len(self._content):
-            at, entry = self._read(at)
-            yield at + self._skipped, entry
-
-    def _read_line(self, at: int) -> tuple[int, Entry]:
-        end = self._content.find(b"\n", at)
-        rest = self._content[at + _LINE_PREFIX : end]  # without the last byte, where there is no end
-        fits = self._content[at : at + _LINE_PREFIX] == b'%s%08x", ' % (_LINE_START, crc32(rest))
-        if end < 0 or not fits:
-            raise self._damaged(at, "the checksum of this entry does not fit") if fits else self._bad_line(at, end)
-        try:
-            line = _decode_line(b"{" + rest)
-            records = [_decode_version(version) for version in line.versions]
-        except (ValueError, RecursionError) as error:
-            raise self._damaged(at, str(error)) from error
-        return end + 1, Entry(records, line.requests)
-
-    def _bad_line(self, at: int, end: int) -> Exception:
-        """Return the error for a line that does not fit: torn if it is the last, and not just changed."""
-        content = self._content
-        if end >= 0:
-            start = content[at : at + len(_LINE_START)]
-            unwritten = has_unwritten_sector(content, at, end) or not any(start)
-            if self._line_follows(end + 1) or (nearly(start, _LINE_START) and not unwritten):
-                return self._damaged(at, "the checksum of this entry does not fit")
-        return TornError(at + self._skipped)
-
-    def _line_follows(self, at: int) -> bool:
-        while (end := self._content.find(b"\n", at)) >= 0:
-            checksum = crc32(self._content[at + _LINE_PREFIX : end])
-            if self._content[at : at + _LINE_PREFIX] == b'%s%08x", ' % (_LINE_START, checksum):
-                return True
-            at = end + 1
-        return False
-
-    def _read_frame(self, at: int) -> tuple[int, Entry]:
-        content, body = self._content, at + _FRAME.size
-        if len(content) < body:
-            raise TornError(at + self._skipped)
-        mark, length, checksum, own = _FRAME.unpack_from(content, at)
-        if mark != _MARK or own != crc32(content[at : at + _SUMMED.size]):
-            raise self._torn_or_damaged(at, body)
-        end = body + length + 1
-        if end > len(content):
-            raise TornError(at + self._skipped)
-        payload = content[body : end - 1]
-        if crc32(payload) != checksum or content[end - 1 : end] != _END:
-            if end == len(content) and has_unwritten_sector(content, at, end):
-                raise TornError(at + self._skipped)
-            raise self._damaged(at, "the checksum of this entry does not fit")
-        try:
-            entry: Entry = _decode_payload(decompress(payload, self._path)[0])
-        except (ValueError, RecursionError) as error:
-            raise self._damaged(at, str(error)) from error
-        return end, entry
-
-    def _torn_or_damaged(self, at: int, body: int) -> Exception:
-        """Return the error for what begins no frame: damage if it nearly does, or if a frame follows."""
-        content = self._content
-        if not has_unwritten_sector(content, at, body) and (
-            _is_one_bit_off(content[at:body]) or _frame_follows(content, at + 1)
-        ):
-            return self._damaged(at, "an entry should begin here")
-        return TornError(at + self._skipped)
-
-    def _damaged(self, at: int, reason: str) -> StateCorruptionError:
-        return corrupt(self._path, at + self._skipped, reason)
-
-
-def _is_one_bit_off(frame: bytes) -> bool:
-    value = int.from_bytes(frame, "big")
-    for bit in range(8 * len(frame)):
-        mended = (value ^ 1 << bit).to_bytes(len(frame), "big")
-        if mended[0] == _MARK and crc32(mended[: _SUMMED.size]) == int.from_bytes(mended[_SUMMED.size :], "big"):
-            return True
-    return False
-
-
-def _frame_follows(content: bytes, place: int) -> bool:
-    while (place := content.find(bytes([_MARK]), place)) >= 0:
-        summed = content[place : place + _SUMMED.size]
-        own = content[place + _SUMMED.size : place + _FRAME.size]
-        if len(own) == 4 and crc32(summed) == int.from_bytes(own, "big"):
-            return True
-        place += 1
-    return False
+def decode_payload(payload: bytes, path: str) -> Entry:
+    """Return the entry that a frame holds; raises ValueError if it is none."""
+    entry: Entry = _parse_payload(decompress(payload, path)[0])
+    return entry

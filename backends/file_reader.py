@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from dgents.backends import files
 from dgents.backends.file_format import SECTOR, LogMark, MainFile, Shape, corrupt, decode_main, is_torn
-from dgents.backends.file_log import Entry, LogHead, LogReader, TornError, decode_entries, decode_head, head_is_whole
+from dgents.backends.file_log import Entry, LogHead, decode_head, head_is_whole
+from dgents.backends.file_log_reader import LogReader, TornError, decode_entries
 from dgents.backends.file_records import Chain, is_delta
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StateCorruptionError

@@ -3,13 +3,16 @@
 Invariants
 
 1. Whoever writes holds the lock, and the names still lead to the files that were read (`begin` checks both).
-2. The main file is replaced as a whole, after its next content and the log's were made durable.
+2. A version is durable before it is acknowledged: by a main file that is replaced as a whole, its content and its
+   log's synced before, or by an entry in a log that ``continues`` the main file.
 3. The log is made only after the main file is durable, and a main file says that its log ``continues`` it
    only when that log is durable: a file that is missing afterwards was removed, not lost in a crash.
-4. What the log holds behind the main file's mark counts only if it ``continues`` (MessagePack that is not
-   compressed); else it was never acknowledged, and the next append cuts it off.
-5. The log is rewritten only while the main file holds the current version.
-6. After a failed fsync or rename nothing read is believed before it was written anew (`file_upkeep.renew`).
+4. What the log holds behind the main file's mark counts only if the log ``continues`` it; else it was never
+   acknowledged, and the next append cuts it off.
+5. A main file that is only refreshed is not synced. A power cut may tear it; then its log, which is one of lines,
+   tells all by itself.
+6. The log is rewritten only while the main file holds the current version, and that is durable.
+7. After a failed fsync or rename nothing read is believed before it was written anew (`file_upkeep.renew`).
 
 | a state that is | becomes | by                                                                             |
 |-----------------|---------|--------------------------------------------------------------------------------|

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_THREADS = 16  # more of them share no more of the journal's commits
+_THREADS = 8  # more of them share no more of the journal's commits
 _CALLS = 8  # at once: one commit, and reads
 _SHOWN_AFTER = 0.05  # seconds, from a commit by the log to a main file that shows it
 
@@ -67,8 +67,12 @@ class FileStore:
 
     async def close(self) -> None:
         """End the threads; the last one of the runtime's actors has let go of the directory."""
+        await anyio.to_thread.run_sync(self.shutdown)
+
+    def shutdown(self) -> None:
+        """End the threads; blocking."""
         self._closing.set()
-        await anyio.to_thread.run_sync(self._threads.shutdown)
+        self._threads.shutdown()
 
     def _commit(self, writes: Sequence[Write]) -> list[DgentError | None]:
         answers: list[DgentError | None] = [None] * len(writes)

@@ -58,11 +58,7 @@ class SQLAgent(Generic[S]):
         check_table_name(self.table)
         if self.ownership not in (None, *get_args(Ownership)):
             raise ValueError(f"ownership {self.ownership!r} is neither 'exclusive' nor 'shared'")
-        if (
-            isinstance(self.max_history, bool)
-            or not isinstance(self.max_history, int)
-            or self.max_history < 0
-        ):
+        if isinstance(self.max_history, bool) or not isinstance(self.max_history, int) or self.max_history < 0:
             raise ValueError(f"max_history {self.max_history!r} is not a number of versions, 0 or more")
         if self.key is not None:
             _check_key(self.key)
@@ -120,9 +116,7 @@ def sqlite_path(db_uri: str) -> str:
     scheme, colon, _ = path.partition("://")
     if colon or path.startswith("file:"):
         kind = scheme if colon else "file:"
-        raise ValueError(
-            f"db_uri of the kind {kind!r}: use a path, sqlite:///PATH or postgresql://USER@HOST/DATABASE"
-        )
+        raise ValueError(f"db_uri of the kind {kind!r}: use a path, sqlite:///PATH or postgresql://USER@HOST/DATABASE")
     if path in ("", ":memory:"):
         raise ValueError("db_uri names no file: a state in memory is a VolatileAgent's")
     if "\0" in path or ("?" in path and path != db_uri):

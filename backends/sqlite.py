@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -56,6 +58,8 @@ class SqliteBackend:
         self._kept = max(1, max_history)
         self._busy_timeout = busy_timeout
         self._resources = resources
+        # What else is to be stored in the transaction of a write, for a log of events.
+        self.alongside: Callable[[sqlite3.Connection, Write], None] | None = None
         self._acquired: tuple[str, str] | None = None
         self._store: SqliteStore | None = None
 
@@ -157,7 +161,5 @@ class SqliteBackend:
 
     def _open_store(self) -> SqliteStore:
         if self._store is None:
-            raise StorageError(
-                f"the state {self.key!r} in {self.path} is not open", key=self.key, actor=self.actor
-            )
+            raise StorageError(f"the state {self.key!r} in {self.path} is not open", key=self.key, actor=self.actor)
         return self._store

@@ -68,9 +68,7 @@ def connect(path: str, patience: float) -> sqlite3.Connection:
         StateCorruptionError: it is no database.
     """
     if os.path.islink(path):
-        raise StorageError(
-            f"the database {path} is a symbolic link", retryable=False, hint="name the file itself"
-        )
+        raise StorageError(f"the database {path} is a symbolic link", retryable=False, hint="name the file itself")
     return _connect(
         path,
         "rw",
@@ -95,9 +93,7 @@ def connect_for_queries(path: str, patience: float) -> sqlite3.Connection:
     connection.create_function("state_json", 1, state_json, deterministic=True)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
     # No PRAGMA, no ATTACH, no BEGIN: a statement that isn't a SELECT can't even be prepared.
-    connection.set_authorizer(
-        lambda action, *_: sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
-    )
+    connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY)
     return connection
 
 
@@ -132,9 +128,7 @@ def attempt(connection: sqlite3.Connection, work: Work[T], path: str, patience: 
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def transact(
-    connection: sqlite3.Connection, mode: Mode, work: Work[T], before_commit: Work[None] | None = None
-) -> T:
+def transact(connection: sqlite3.Connection, mode: Mode, work: Work[T], before_commit: Work[None] | None = None) -> T:
     """Run ``work`` as one transaction, and roll back what raises."""
     connection.execute(f"BEGIN {mode}")
     try:

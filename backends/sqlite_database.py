@@ -86,9 +86,7 @@ class SqliteDatabase:
 
     async def write_soon(self, work: Work[T]) -> T:
         """Run ``work`` in one transaction that others see at once and the next `write` makes durable."""
-        return await self._resources.run_asyncio(
-            self._run, self._attempt, partial(_unsynced, work), _RELEASE_TIMEOUT
-        )
+        return await self._resources.run_asyncio(self._run, self._attempt, partial(_unsynced, work), _RELEASE_TIMEOUT)
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` on one consistent view of the database, that of the newest commit of any process."""

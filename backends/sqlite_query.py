@@ -85,9 +85,7 @@ def _execute(connection: sqlite3.Connection, sql: str, parameters: Parameters) -
                 hint="it only reads, one SELECT at a time; change states by save or update",
             ) from error
         if code in _ASKED_WRONGLY:
-            raise StateError(
-                f"query failed: {error}", hint="see docs/sqlite-format.md for the tables"
-            ) from error
+            raise StateError(f"query failed: {error}", hint="see docs/sqlite-format.md for the tables") from error
         raise
 
 

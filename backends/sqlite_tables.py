@@ -40,9 +40,7 @@ def check_table_name(name: str) -> str:
         ValueError: it can't, or it is reserved for SQLite or for this library.
     """
     if not _IDENTIFIER.fullmatch(name):
-        raise ValueError(
-            f"table {name!r} is no name for a table: use letters, digits and underscores, 60 at most"
-        )
+        raise ValueError(f"table {name!r} is no name for a table: use letters, digits and underscores, 60 at most")
     if name.lower().startswith(("sqlite_", "dgents_", "pg_")):
         raise ValueError(f"table {name!r} is a reserved name: choose one that does not begin so")
     return name
@@ -51,14 +49,16 @@ def check_table_name(name: str) -> str:
 class StatesTable:
     """The statements for the states in one table; see `states_table`."""
 
+    kind = KIND
+
     def __init__(self, name: str) -> None:
         self.name = check_table_name(name)
         rows, heads, requests = f'"{name}"', f'"{name}_heads"', f'"{name}_requests"'
-        self.objects = (name, f"{name}_heads", f"{name}_requests", f"{name}_current")
+        self.objects: tuple[str, ...] = (name, f"{name}_heads", f"{name}_requests", f"{name}_current")
         columns = ", ".join(COLUMNS)
         # Rows are stored in the order of their arrival, not of their keys: a batch of 1,000 keys then fills
         # 150 pages one after the other, where it would change 1,000 pages all over the file.
-        self.create = (
+        self.create: tuple[str, ...] = (
             f"""CREATE TABLE {rows} (
                 key TEXT NOT NULL, version INTEGER NOT NULL, epoch INTEGER NOT NULL, timestamp REAL NOT NULL,
                 schema INTEGER NOT NULL, checksum INTEGER NOT NULL, state BLOB, PRIMARY KEY (key, version)
@@ -117,9 +117,9 @@ class StatesTable:
         if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'dgents_tables'").fetchone():
             select = "SELECT kind, format FROM dgents_tables WHERE name = ?"
             entry = connection.execute(select, (self.name,)).fetchone()
-        if entry is None or entry[0] != KIND:
+        if entry is None or entry[0] != self.kind:
             raise StorageError(
-                f"the database {path} has a {taken[0][0]!r} that dgents did not make for states",
+                f"the database {path} has a {taken[0][0]!r} that dgents did not make for {self.kind}",
                 retryable=False,
                 hint="it was not touched; name another table",
             )
@@ -136,9 +136,7 @@ class StatesTable:
         connection.execute(REGISTRY)
         for statement in self.create:
             connection.execute(statement)
-        connection.execute(
-            "INSERT INTO dgents_tables VALUES (?, ?, ?, NULL, NULL)", (self.name, KIND, FORMAT)
-        )
+        connection.execute("INSERT INTO dgents_tables VALUES (?, ?, ?, NULL, NULL)", (self.name, self.kind, FORMAT))
 
 
 @lru_cache(maxsize=256)
@@ -212,9 +210,7 @@ def corrupt(path: str, key: str, what: str) -> StateCorruptionError:
     )
 
 
-def _row_checksum(
-    key: str, version: int, epoch: int, schema: int, saved_at: float, data: bytes | None
-) -> int:
+def _row_checksum(key: str, version: int, epoch: int, schema: int, saved_at: float, data: bytes | None) -> int:
     start = crc32(key.encode(), crc32(_NUMBERS.pack(version, epoch, schema, saved_at, data is None)))
     return crc32(data or b"", start)
 

@@ -55,9 +55,7 @@ class Claim(NamedTuple):
     actor: str
 
 
-def read_states(
-    connection: sqlite3.Connection, places: Sequence[Place], path: str
-) -> list[Opened | DgentError]:
+def read_states(connection: sqlite3.Connection, places: Sequence[Place], path: str) -> list[Opened | DgentError]:
     """Return the current version of each state, and its epoch (1 for a state that never was)."""
     answers: list[Opened | DgentError] = []
     for place in places:
@@ -135,9 +133,7 @@ def was_written(connection: sqlite3.Connection, place: Place, record: Record, pa
     """Tell whether exactly this version is, or was, stored; None if newer ones have pushed it out."""
     row = connection.execute(place.table.version, (place.key, record.version)).fetchone()
     if row is not None:
-        return to_record(row, path) == Record(
-            record.version, record.epoch, record.saved_at, record.data, record.schema
-        )
+        return to_record(row, path) == Record(record.version, record.epoch, record.saved_at, record.data, record.schema)
     head = connection.execute(place.table.head, (place.key,)).fetchone()
     return False if head is None or head[0] < record.version else None
 
@@ -183,6 +179,8 @@ def write_states(
             trims[table].append((key, oldest - 1))
         if write.requests:
             _remember(connection, backend.place, write.requests)
+        if backend.alongside is not None:
+            backend.alongside(connection, write)
     for table, inserted in rows.items():
         connection.executemany(table.insert, inserted)
         for schema in {row[_SCHEMA] for row in inserted}:
@@ -261,13 +259,9 @@ def _too_large(write: Write, largest: int) -> StateTooLargeError | None:
     return None
 
 
-def _register(
-    connection: sqlite3.Connection, table: StatesTable, schema: int, known: set[tuple[str, int]]
-) -> None:
+def _register(connection: sqlite3.Connection, table: StatesTable, schema: int, known: set[tuple[str, int]]) -> None:
     # Only what an earlier transaction registered is known: this one may yet be rolled back.
-    if (table.name, schema) not in known and not connection.execute(
-        table.add_schema, (schema, table.name)
-    ).rowcount:
+    if (table.name, schema) not in known and not connection.execute(table.add_schema, (schema, table.name)).rowcount:
         known.add((table.name, schema))
 
 

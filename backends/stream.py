@@ -143,13 +143,11 @@ class StreamAgent(Generic[E, S]):
         plan = Plan(self.fold, self.initial, codec, events, self.chain)
         return StreamBackend(key, name, self._log(key, name, events, seal, resources), plan, seal, resources)
 
-    def _log(
-        self, key: str, name: str, events: EventCodec[E], seal: Seal, resources: Resources
-    ) -> EventLog:
+    def _log(self, key: str, name: str, events: EventCodec[E], seal: Seal, resources: Resources) -> EventLog:
         log = self.event_log
         if log is None or isinstance(log, list):
             return MemoryLog(log, events, chain=self.chain)
         uri = os.fspath(log)
         if uri.startswith("sqlite:"):
             return SqliteLog(sqlite_path(uri), self.table, key, name, seal, resources)
-        return JournalLog(Path(os.path.abspath(uri)) / safe_name(key), name, seal)
+        return JournalLog(Path(os.path.abspath(uri)) / safe_name(key), name, seal, resources)

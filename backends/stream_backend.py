@@ -9,15 +9,15 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from dgents.backends.chain import GENESIS, Head, Links, Seal, check_head
+from dgents.backends.chain import GENESIS, Links, Seal, broken, check_head
 from dgents.backends.event_codec import EventCodec, StoredEvent
-from dgents.backends.event_log import EventLog, LogState, StateSnapshot
+from dgents.backends.event_log import Chunks, EventLog, LogState, StateSnapshot
 from dgents.backends.replay import cannot_fold, fingerprint, fold_all
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Store, Write
@@ -79,7 +79,6 @@ class StreamBackend(Generic[S]):
         self.chained = plan.chain
         self.floor: StateSnapshot | None = None
         self.latest: StateSnapshot | None = None
-        self.head: Head | None = None
         self.point: Point | None = None
         self._seal = seal
         self._resources = resources
@@ -149,8 +148,8 @@ class StreamBackend(Generic[S]):
 
     # Reading
 
-    def chunks(self, after: int, until: int) -> AsyncIterator[Sequence[StoredEvent]]:
-        """Yield the events from ``after`` + 1 to ``until``.
+    def chunks(self, after: int, until: int) -> Chunks:
+        """Return an iterator over the events from ``after`` + 1 to ``until``.
 
         Raises:
             StateNotFoundError: some of them were compacted.
@@ -182,8 +181,8 @@ class StreamBackend(Generic[S]):
             state = await anyio.to_thread.run_sync(self._note_states, state, chunk, forms)
         return forms
 
-    async def verify(self, version: int) -> int:
-        """Read all events up to ``version``, check them and their links, and return how many they are.
+    async def verify(self, version: int, link: bytes | None) -> int:
+        """Read all events up to ``version``, check them and their links up to ``link``, and return how many they are.
 
         Raises:
             StateCorruptionError: ``event`` is the first one that is not what was appended.
@@ -205,8 +204,8 @@ class StreamBackend(Generic[S]):
             raise StateCorruptionError(
                 f"events {at + 1} to {version} of the stream {self.actor!r} are missing", actor=self.actor, event=at + 1
             )
-        if self.chained and self.head is not None and self.head.version <= version:
-            check_head(self.actor, self.head, version, links.link if self.head.version == version else self.head.link)
+        if self.chained and links.link != link:
+            raise broken(self.actor, version, "it is not the one that was appended last")
         return version - self.oldest
 
     # Snapshots
@@ -279,7 +278,6 @@ class StreamBackend(Generic[S]):
         """Go on with the chain that the log has, or begin one."""
         last = found.last
         newest = last.link if last is not None else (found.floor.link if found.floor is not None else None)
-        self.head = None
         if newest is None and found.version and (self.plan.chain or found.head is not None):
             raise UnsupportedOperationError(
                 f"chain=True: {self.actor!r} has {found.version} events that are not in a chain",
@@ -300,17 +298,17 @@ class StreamBackend(Generic[S]):
                 event=found.version + 1,
                 hint="the log was left as it is; compare it with a copy",
             )
-        self.head = self._seal.read(found.head)
+        head = self._seal.read(found.head)
         floor_link = (found.floor.link if found.floor is not None else None) or GENESIS
         # A head of a higher floor: a crash came between it and the floor, and the events are still there.
-        if self.head.floor < self.oldest or (self.head.floor == self.oldest and self.head.floor_link != floor_link):
+        if head.floor < self.oldest or (head.floor == self.oldest and head.floor_link != floor_link):
             raise StateCorruptionError(
-                f"the floor of the stream {self.actor!r} is not the one that its head names (event {self.head.floor})",
+                f"the floor of the stream {self.actor!r} is not the one that its head names (event {head.floor})",
                 actor=self.actor,
-                event=self.head.floor + 1,
+                event=head.floor + 1,
                 hint="the log was left as it is; compare it with a copy",
             )
-        check_head(self.actor, self.head, found.version, newest or GENESIS)
+        check_head(self.actor, head, found.version, newest or GENESIS)
 
     def _start(self, version: int, until: float | None = None) -> Point:
         """Return the newest kept state that is not after event ``version``, nor saved after ``until``."""
@@ -331,9 +329,7 @@ class StreamBackend(Generic[S]):
             hint=f"the oldest state that is kept is version {self.oldest}",
         )
 
-    async def _replay(
-        self, point: Point, version: int, until: float | None = None, *, opening: bool = False
-    ) -> Point:
+    async def _replay(self, point: Point, version: int, until: float | None = None, *, opening: bool = False) -> Point:
         """Return the state after event ``version``, from an earlier one that it may change."""
         state, last = point.state, None
         fold, events = self.plan.fold, self.plan.events

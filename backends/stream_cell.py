@@ -3,8 +3,8 @@
 Invariants
   1. ``folded`` is the state after event ``version``; nobody outside has it, unless it can't be changed.
   2. ``value`` and ``data`` are forms of ``folded``, made when one is asked for, and forgotten with the next event.
-  3. ``base`` is the state after an earlier event, and ``tail`` what was appended since: what a fold left half-changed is
-     made again from them.
+  3. ``base`` is the state after an earlier event, and ``tail`` what was appended since: what a fold left half-changed
+     is made again from them.
   4. A snapshot is written only of events that are durable, one at a time, beside the turns.
 """
 
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import time
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 import msgspec
 
@@ -115,10 +117,10 @@ class StreamCell(Cell):
         await self.flush()
         return await self.reading(self.stream.states(limit, self.version))
 
-    async def durable(self) -> int:
-        """Return the number of the newest event, once it is durable."""
+    async def newest(self) -> tuple[int, bytes | None]:
+        """Return the number and the link of the newest event, once it is durable."""
         await self.flush()
-        return self.version
+        return self.version, self.link
 
     # Writing
 
@@ -139,8 +141,12 @@ class StreamCell(Cell):
         state, fold = self.folded, self.fold
         number = self.version
         try:
-            for number, (event, *_) in enumerate(packed, number + 1):  # noqa: B007  (read where it failed)
-                state = self._checked(fold(state, event), state)
+            for each in packed:
+                number += 1
+                new = fold(state, each[0])
+                if type(new) is not type(state):
+                    self._check_result(new, state)
+                state = new
             data = self.check_size(self.codec.encode(state)) if self.limit is not None else None
         except Exception as error:
             self._undo()
@@ -151,10 +157,9 @@ class StreamCell(Cell):
         if not packed:
             return self.version
         self.folded, self.value, self.data = state, MISSING, data
-        now = time()
-        self.saved_at = saved_at = now if now > self.saved_at else self.saved_at
+        self.saved_at = max(time(), self.saved_at)
         for each in packed:
-            self._add(each, saved_at)
+            self._add(each)
         self.tail += packed
         if len(self.tail) >= self.snapshot_every:
             self._snapshot_if_due()
@@ -162,11 +167,11 @@ class StreamCell(Cell):
             self.changed()
         return self.version
 
-    def _add(self, packed: Packed, saved_at: float) -> None:
+    def _add(self, packed: Packed) -> None:
         """Give an event its number and its link, and hand it to the store."""
         self.version += 1
         event, tag, schema, head, payload = packed
-        link = self.link
+        saved_at, link = self.saved_at, self.link
         if link is not None:
             self.link = link = link_of(link, self.version, saved_at, schema, head, payload)
         if self.committer is not None:
@@ -175,7 +180,8 @@ class StreamCell(Cell):
             stored = StoredEvent(self.version, self.epoch, saved_at, schema, tag, msgspec.Raw(payload), link)
             self.stream.inner.put(stored, event)
 
-    def _checked(self, new: Any, state: Any) -> Any:
+    def _check_result(self, new: Any, state: Any) -> None:
+        """Refuse what is no state."""
         if new is None and state is not None:
             raise StateSerializationError(
                 f"append to {self.name!r} refused: the fold returned None",
@@ -183,11 +189,9 @@ class StreamCell(Cell):
                 hint="return the new state (a fold that changes its argument in place must return it too)",
             )
         if hasattr(type(new), "__await__"):
-            close = getattr(new, "close", None)
-            if close is not None:
-                close()
+            if isinstance(new, CoroutineType):
+                new.close()
             raise TypeError("the fold is async; it must be a plain function of the state and the event")
-        return new
 
     def _undo(self) -> None:
         """Return to the state after event ``version``, whatever a fold did to it."""
@@ -248,6 +252,14 @@ class StreamCell(Cell):
         """Remove the events before number ``before``; return how many are kept."""
         await self.flush()
         return await self.reading(self.stream.compact(before, self.version, self.link))
+
+    def watch_with(self, watcher: Any) -> WeakSet[Any]:
+        """Wake ``watcher`` for each new durable event, and at the end, until it leaves the set."""
+        if self.watchers is None:
+            self.watchers = WeakSet()
+        self.watchers.add(watcher)
+        self.observed = True
+        return self.watchers  # type: ignore[no-any-return]
 
     # What a stream has not
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from _thread import get_ident
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -11,13 +11,38 @@ import anyio.to_thread
 
 from dgents.backends.stream_cell import StreamCell, no_such
 from dgents.runtime.errors import StateNotFoundError
-from dgents.runtime.ref import Ref
+from dgents.runtime.phase import Phase
+from dgents.runtime.ref import TURNS_BEFORE_REST, Ref
 from dgents.runtime.turns import MISSING
 
 if TYPE_CHECKING:
+    from dgents.backends.event_log import Chunks
     from dgents.backends.stream_backend import Point
 
 S = TypeVar("S")
+
+_MASK = TURNS_BEFORE_REST - 1
+
+
+class Events(AsyncIterator[Any]):
+    """The events of a stream, in order."""
+
+    def __init__(self, ref: StreamRef[Any], since: int) -> None:
+        self._ref = ref
+        self._since = since
+        self._chunks: Chunks | None = None
+        self._read: Iterator[Any] = iter(())
+
+    async def __anext__(self) -> Any:
+        for event in self._read:
+            return event
+        cell = self._ref._stream()
+        if self._chunks is None:
+            newest, _ = await cell.call(cell.newest, alone=True)
+            self._chunks = cell.stream.chunks(self._since or cell.stream.oldest, newest)
+        chunk = await anext(self._chunks)
+        self._read = iter(await anyio.to_thread.run_sync(cell.events.unpack_all, chunk))
+        return next(self._read)
 
 
 class StreamRef(Ref[S]):
@@ -51,16 +76,20 @@ class StreamRef(Ref[S]):
         packed = (cell.pack(event),)
         coop = cell.coop
         coop.turn = turn = coop.turn + 1
-        if not turn & 127:
+        if not turn & _MASK:
             await cell.loop.checkpoint()
-        if cell.free and request_id is None and get_ident() == cell.thread:
-            cell.turns += 1
-            cell.touched = turn
+        if not cell.free or request_id is not None or get_ident() != cell.thread:
+            return await self._ask(cell, request_id, cell.append, packed, if_version)  # type: ignore[no-any-return]
+        cell.turns += 1
+        cell.touched = turn
+        try:
             version = cell.append(packed, if_version)
-            if cell.gate is not None:
+        except Exception:
+            if cell.gate is not None:  # the error may tell of an event that is not durable yet
                 await cell.gate.wait()
-            return version
-        version = await self._ask(cell, request_id, cell.append, packed, if_version)
+            raise
+        if cell.gate is not None and (failure := await cell.gate.join()) is not None:
+            raise failure.again()
         return version
 
     append_event = append
@@ -115,7 +144,7 @@ class StreamRef(Ref[S]):
 
     async def _state_at(self, version: int | None, at: datetime | None) -> Point:
         cell = self._stream()
-        newest: int = await cell.call(cell.durable, alone=True)
+        newest, _ = await cell.call(cell.newest, alone=True)
         if version is not None and not 0 <= version <= newest:
             raise StateNotFoundError(
                 f"{self.name!r} has no version {version}: its newest event is {newest}",
@@ -133,24 +162,21 @@ class StreamRef(Ref[S]):
         if limit is not None and limit < 0:
             raise ValueError(f"limit is {limit}; give 0 or more, or None for all")
         cell = self._stream()
-        newest: int = await cell.call(cell.durable, alone=True)
+        newest, _ = await cell.call(cell.newest, alone=True)
         return [form.decode(cell.codec) for form in await cell.stream.states(limit, newest)]
 
-    async def events(self, since: int = 0) -> AsyncIterator[Any]:
-        """Iterate over the events after number ``since``, in order, up to the newest one at the time of the call.
+    def events(self, since: int = 0) -> AsyncIterator[Any]:
+        """Iterate over the events after number ``since``, in order, up to the newest one when the iteration begins.
 
         Memory: some thousands of events, however long the stream. 0 begins with the oldest one that is kept.
 
         Raises:
+            ValueError: ``since`` is negative.
             StateNotFoundError: events after ``since`` were compacted.
         """
         if since < 0:
             raise ValueError(f"since is {since}; give the number of an event, or 0")
-        cell = self._stream()
-        newest: int = await cell.call(cell.durable, alone=True)
-        async for chunk in cell.stream.chunks(since or cell.stream.oldest, newest):
-            for event in await anyio.to_thread.run_sync(cell.events.unpack_all, chunk):
-                yield event
+        return Events(self, since)
 
     async def verify(self) -> int:
         """Check every event that is kept, and with ``chain=True`` its link to all before it; return how many they are.
@@ -160,8 +186,7 @@ class StreamRef(Ref[S]):
                 removed, reordered, or cut off at the end.
         """
         cell = self._stream()
-        newest: int = await cell.call(cell.durable, alone=True)
-        return await cell.stream.verify(newest)
+        return await cell.stream.verify(*await cell.call(cell.newest, alone=True))
 
     async def compact(self, *, before: int) -> int:
         """Remove the events before number ``before``; the state in front of it is kept. Return how many events remain.
@@ -207,6 +232,7 @@ class StreamRef(Ref[S]):
         raise no_such(self.name, "for_update")
 
     def _stream(self) -> StreamCell:
-        cell = self._live()
-        assert isinstance(cell, StreamCell)
-        return cell
+        cell = self._cell
+        if cell.phase is Phase.STOPPED:
+            cell = self._live()
+        return cell  # type: ignore[return-value]  # the agent says which cell it is made of

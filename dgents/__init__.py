@@ -14,6 +14,8 @@ Example:
 from dgents.backends.file import PersistentAgent
 from dgents.backends.redis import RedisAgent
 from dgents.backends.sql import SQLAgent
+from dgents.backends.stream import StreamAgent
+from dgents.backends.stream_ref import StreamRef
 from dgents.backends.volatile import VolatileAgent
 from dgents.runtime.errors import (
     ActorError,
@@ -38,7 +40,7 @@ from dgents.runtime.errors import (
 )
 from dgents.runtime.events import Event
 from dgents.runtime.lens import Lens
-from dgents.runtime.messages import Delete, History, Load, Message, Patch, Save, Update
+from dgents.runtime.messages import Append, Delete, History, Load, Message, Patch, Save, Update
 from dgents.runtime.ref import Ref
 from dgents.runtime.stats import ActorStats
 from dgents.runtime.symbiont import Symbiont
@@ -55,6 +57,7 @@ __all__ = [
     "ActorError",
     "ActorStats",
     "ActorStoppedError",
+    "Append",
     "AskTimeoutError",
     "Backoff",
     "CachedAgent",
@@ -88,6 +91,8 @@ __all__ = [
     "StateSerializationError",
     "StateTooLargeError",
     "StorageError",
+    "StreamAgent",
+    "StreamRef",
     "Supervisor",
     "Symbiont",
     "Transaction",

@@ -86,6 +86,14 @@ def bench(chosen: argparse.Namespace) -> int:
     return run(chosen.suite, chosen.quick, chosen.plot, chosen.json, chosen.compare)
 
 
+def top(options: argparse.Namespace) -> int:
+    """Run `dgents top`."""
+    from dgents.top import top as show
+
+    show(options.path, rounds=1 if options.once else None)
+    return 0
+
+
 def demo(chosen: argparse.Namespace) -> int:
     """Show the main job on embedded backends."""
     from dgents.demo import run
@@ -96,10 +104,10 @@ def demo(chosen: argparse.Namespace) -> int:
 def inspect(chosen: argparse.Namespace) -> int:
     """List what a place holds, or show one state as JSON."""
     from dgents.listing import print_states, to_json
-    from dgents.stores import locate, open_store
+    from dgents.places import locate, open_place
 
     place = locate(chosen.uri)
-    with open_store(place, chosen.table) as store:
+    with open_place(place, chosen.table) as store:
         if chosen.key is None:
             print_states(store, place.safe)
         else:
@@ -110,10 +118,10 @@ def inspect(chosen: argparse.Namespace) -> int:
 def history(chosen: argparse.Namespace) -> int:
     """Show the versions of a state and what changed between them."""
     from dgents.listing import print_history
-    from dgents.stores import locate, open_store
+    from dgents.places import locate, open_place
 
     place = locate(chosen.uri)
-    with open_store(place, chosen.table) as store:
+    with open_place(place, chosen.table) as store:
         stored = _only(store.find(chosen.key), chosen.key, place.safe)
     print_history(stored.records, chosen.limit)
     return 0
@@ -122,14 +130,14 @@ def history(chosen: argparse.Namespace) -> int:
 def verify(chosen: argparse.Namespace) -> int:
     """Check every record."""
     from dgents.listing import escaped
+    from dgents.places import locate, open_place
     from dgents.runtime.errors import StateCorruptionError
-    from dgents.stores import locate, open_store
     from dgents.stores import verify as findings
 
     place = locate(chosen.uri)
     states = versions = faults = 0
     try:
-        with open_store(place) as store:
+        with open_place(place) as store:
             for finding in findings(store):
                 if isinstance(finding, StateCorruptionError):
                     faults += 1
@@ -152,7 +160,7 @@ def copy(chosen: argparse.Namespace) -> int:
     """Copy states and their histories."""
     from dgents.copying import copy as copy_states
     from dgents.listing import progress
-    from dgents.stores import locate
+    from dgents.places import locate
 
     source, destination = locate(chosen.source), locate(chosen.destination)
     with progress("copying") as on_progress:
@@ -168,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
     _add_bench(commands)
     _add(commands, "demo", demo, "the main job in a minute, on embedded backends; exit 1 if an update was lost")
+    one = _add(commands, "top", top, "the live supervision tree of a running runtime")
+    one.add_argument("path", metavar="PATH", type=Path, help="what the program gave as Runtime(inspect=PATH)")
+    one.add_argument("--once", action="store_true", help="look once, and end")
     one = _add(commands, "inspect", inspect, "what a file, database or server holds; one state as JSON", table=True)
     one.add_argument("uri", metavar="URI", help=_WHAT)
     one.add_argument("key", metavar="KEY", nargs="?", help="show this state, as JSON")

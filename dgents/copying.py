@@ -25,11 +25,12 @@ from dgents.backends.file import PersistentAgent
 from dgents.backends.file_inspect import SUFFIX
 from dgents.backends.files import safe_name
 from dgents.backends.sql import SQLAgent
+from dgents.places import Place, open_place
 from dgents.runtime.contract import Agent, Backend, Opened, Write
 from dgents.runtime.errors import DgentError, StateError, StateNotFoundError, VersionConflictError
 from dgents.runtime.loops import running_loop
 from dgents.runtime.resources import SharedResources
-from dgents.stores import Entry, Place, Store, Stored, open_store
+from dgents.stores import Entry, Store, Stored
 
 OnProgress = Callable[[int, int], None]
 
@@ -69,7 +70,7 @@ def copy(
     """
     if table is not None and not (source.has_tables or destination.has_tables):
         raise ValueError(f"there are no tables in {source.safe} nor in {destination.safe}")
-    with open_store(source, table if source.has_tables else None) as contents:
+    with open_place(source, table if source.has_tables else None) as contents:
         entries = list(contents.entries())
         if not entries:
             raise StateNotFoundError(f"there are no states in {source.safe}", hint="check the path")
@@ -94,7 +95,7 @@ class Target:
     def __enter__(self) -> Self:
         place = self.place
         if place.kind in ("redis", "postgres") or (place.kind == "sqlite" and Path(place.uri).exists()):
-            self._contents = self._opened.enter_context(open_store(place))
+            self._contents = self._opened.enter_context(open_place(place))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -119,7 +120,7 @@ class Target:
                 path = os.path.join(path, safe_name(planned.key) + SUFFIX)
             if not Path(path).exists():
                 return None
-            with open_store(Place("file", path, path)) as one:
+            with open_place(Place("file", path, path)) as one:
                 return next(one.entries()).read()
         found = self._contents.find(planned.key, planned.table) if self._contents else []
         return found[0] if found else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from dgents.runtime.errors import UnsupportedOperationError
 from dgents.runtime.turns import MISSING
 
 if TYPE_CHECKING:
@@ -37,15 +38,16 @@ class Load(Message[Any], frozen=True):
     default: Any = MISSING
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
-        return cell.form_or_none, (), False
+        return cell.look, (), False
 
     def result(self, ref: Ref[Any], reply: Any) -> Any:
-        if reply is None:
+        form, version = reply
+        ref._saw(version)
+        if form is None:
             if self.default is MISSING:
                 raise ref._cell.not_found()
             return self.default
-        ref._saw(reply.version)
-        return reply.decode(ref._cell.codec)
+        return form.decode(ref._cell.codec)
 
 
 class Save(Message[int], frozen=True):
@@ -92,6 +94,26 @@ class Delete(Message[None], frozen=True):
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
         return cell.delete, (), False
+
+    def result(self, ref: Ref[Any], reply: Any) -> None:
+        ref._saw(reply)
+
+
+class Append(Message[int], frozen=True):
+    """Append an event to a stream; the reply is its number. The event is copied when the message is sent."""
+
+    event: Any
+    if_version: int | None = None
+
+    def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
+        pack = getattr(cell, "pack", None)
+        if pack is None:
+            raise UnsupportedOperationError(
+                f"append to {cell.name!r}: it keeps a state, not events",
+                actor=cell.name,
+                hint="save or update the state, or spawn a StreamAgent",
+            )
+        return cell.append, ((pack(self.event),), self.if_version), False  # type: ignore[attr-defined]
 
 
 class History(Message[list[Any]], frozen=True):

@@ -107,25 +107,24 @@ class Ref(Generic[S]):
 
     async def _load(self, default: Any, version: int | None) -> S:
         cell = self._live()
-        try:
-            if version is None:
-                form = await cell.call(cell.form)
-            else:
-                form = await self._version(version)
-        except StateNotFoundError:
-            if default is MISSING:
-                raise
-            return default  # type: ignore[no-any-return]
         if version is None:
-            self._saw(form.version)
+            form, at = await cell.call(cell.look)
+            self._saw(at)
+        else:
+            form = await self._version(version)
+        if form is None:
+            if default is not MISSING:
+                return default  # type: ignore[no-any-return]
+            raise self._not_kept(version) if version is not None else cell.not_found()
         return form.decode(cell.codec)  # type: ignore[no-any-return]
 
-    async def _version(self, version: int) -> Form:
+    async def _version(self, version: int) -> Form | None:
         cell = self._live()
-        for form in await cell.call(cell.history, None, alone=True):
-            if form.version == version:
-                return form  # type: ignore[no-any-return]
-        raise StateNotFoundError(
+        forms = await cell.call(cell.history, None, alone=True)
+        return next((form for form in forms if form.version == version), None)
+
+    def _not_kept(self, version: int) -> StateNotFoundError:
+        return StateNotFoundError(
             f"version {version} of {self.name!r} is not kept",
             actor=self.name,
             hint="see history(), and raise max_history to keep more",
@@ -272,8 +271,7 @@ class Ref(Generic[S]):
     async def delete(self, *, request_id: str | None = None) -> None:
         """Delete the state; what was never saved may be deleted too. Versions go on from where they were."""
         cell = self._live()
-        await self._ask(cell, request_id, cell.delete)
-        self._seen().pop(cell.name, None)
+        self._saw(await self._ask(cell, request_id, cell.delete))
 
     async def flush(self) -> None:
         """Return when everything acknowledged is in the backend."""

@@ -163,12 +163,17 @@ class StoredTurns(Freshness):
         await self.flush()
         return await self.reading(getattr(self.backend, operation)(*args))
 
-    async def once(self, request_id: str, turn: Callable[..., Any], args: tuple[Any, ...], keeps: bool) -> Any:
-        """Run a turn unless ``request_id`` was applied before; then answer as the first time."""
+    async def remembered(self) -> dict[str, Request]:
+        """Return the request ids that were applied, oldest first."""
         if self.requests is None:
             stored = await self.reading(self.backend.requests())
             self.requests = {request.id: request for request in stored}
-        known = self.requests.get(request_id)
+        return self.requests
+
+    async def once(self, request_id: str, turn: Callable[..., Any], args: tuple[Any, ...], keeps: bool) -> Any:
+        """Run a turn unless ``request_id`` was applied before; then answer as the first time."""
+        requests = await self.remembered()
+        known = requests.get(request_id)
         if known is not None:
             return (self.codec.decode(known.result), known.version) if known.result is not None else known.version
         before = self.version
@@ -178,9 +183,9 @@ class StoredTurns(Freshness):
         if self.version == before:
             return reply
         request = Request(request_id, self.version, self.codec.encode(reply[0]) if keeps else None)
-        self.requests[request_id] = request
-        if len(self.requests) > MOST_REQUESTS:
-            del self.requests[next(iter(self.requests))]
+        requests[request_id] = request
+        if len(requests) > MOST_REQUESTS:
+            del requests[next(iter(requests))]
         if self.gate is not None:
             self.gate.requests.append(request)
         elif self.behind is not None:

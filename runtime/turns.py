@@ -188,6 +188,10 @@ class StateTurns:
         """Return the current state, or None if nothing is saved."""
         return None if self.absent else self.form()
 
+    def look(self) -> tuple[Form | None, int]:
+        """Return the current state, None if nothing is saved, and the version: that nothing was there is seen too."""
+        return self.form_or_none(), self.version
+
     def current(self) -> Any:
         """Return a copy of the current state that the turn may change."""
         return self.value if self.value is not MISSING else self.form().decode(self.codec)
@@ -335,10 +339,11 @@ class StateTurns:
             )
         self.accept(*self.encode(new))
 
-    def delete(self) -> None:
-        """Delete the state: the next version is a tombstone."""
+    def delete(self) -> int:
+        """Delete the state: the next version is a tombstone. Return the version."""
         if not self.absent:
             self.accept(MISSING, None)
+        return self.version
 
     def patch(self, changes: Mapping[str, Any], default: Any = MISSING) -> int:
         """Set parts of the state by path and return the new version."""

@@ -76,6 +76,9 @@ class Family:
             raise
         cell.touched = cell.coop.turn
         if self.max_active is not None:
+            if len(self._heap) > 2 * len(self._active) + 16:  # entries of actors that left by another way
+                self._heap = [(other.touched, name) for name, other in self._active.items()]
+                heapq.heapify(self._heap)
             heapq.heappush(self._heap, (cell.touched, cell.name))
         if self.idle_timeout is not None and self._timer is None:
             self._schedule()

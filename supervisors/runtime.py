@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from dgents.backends.projection import Projection
 from dgents.runtime.actor import Cell
 from dgents.runtime.contract import Agent
 from dgents.runtime.events import Event
 from dgents.runtime.portal import SyncProxy, in_thread
 from dgents.runtime.ref import Ref
 from dgents.runtime.runtime import BaseRuntime, Overflow
+from dgents.runtime.turns import MISSING
 from dgents.supervisors.checkpoints import bring_up, read_checkpoint, write_checkpoint
 from dgents.supervisors.inspection import Inspection
 from dgents.supervisors.policy import Backoff, Restart, Strategy
@@ -94,6 +96,26 @@ class Runtime(BaseRuntime):
     def supervise(self, cell: Cell) -> None:
         """Make a virtual actor a child of the root."""
         cell.supervision = self._root.adopt(cell, "permanent")
+
+    def project(
+        self, stream: Ref[Any], fn: Callable[[Any, Any], Any], *, into: Ref[Any], default: Any = MISSING
+    ) -> Projection[Any]:
+        """Follow a stream with a second state: ``fn(state, event)`` is applied to ``into`` for each event, once.
+
+        It begins, and after a restart goes on, with the first event that was not applied. Await what this returns to
+        wait until it has caught up: ``await rt.project(orders, count, into=totals)``.
+
+        Args:
+            stream: the ref of a `StreamAgent`.
+            fn: a plain function of the target's state and an event; it returns the new state.
+            into: the target; the position is kept with its state, in the same atomic step.
+            default: the target's state before the first event, if nothing is saved.
+
+        Raises:
+            UnsupportedOperationError: ``stream`` is none, or ``into`` is one.
+            NameTakenError: it is projected into this target already.
+        """
+        return Projection(stream, fn, into, default)
 
     async def supervisor(
         self,

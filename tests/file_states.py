@@ -82,7 +82,7 @@ class Owner:
 
     def close(self) -> None:
         self.state.close()
-        self.store._threads.shutdown()
+        self.store.shutdown()
 
 
 def live(path: Path, chosen: Settings, sizes: Sequence[int], acknowledge: Callable[[int], None], pad: int = 0) -> None:

@@ -132,7 +132,7 @@ def test_a_fault_of_the_program_itself_is_one_line_too(
     def fail(uri: str) -> None:
         raise TypeError("two\nlines, redis://ada:hunter2@host")
 
-    monkeypatch.setattr("dgents.stores.locate", fail)
+    monkeypatch.setattr("dgents.places.locate", fail)
     assert main(["inspect", "state.db"]) == 2
     assert capsys.readouterr().err.endswith("TypeError: two lines, redis://***@host\n")
 

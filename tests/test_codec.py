@@ -470,9 +470,7 @@ def test_any_value_in_an_untyped_place_of_a_schema_comes_back_as_it_was(value: A
 JUNK = st.sampled_from([print, bytearray(b"x"), "\udfff", object(), Level.LOW, collections.Counter("a")])
 
 
-@given(
-    st.recursive(JUNK, lambda inner: st.lists(inner, min_size=1) | st.tuples(SCALARS, inner), max_leaves=5)
-)
+@given(st.recursive(JUNK, lambda inner: st.lists(inner, min_size=1) | st.tuples(SCALARS, inner), max_leaves=5))
 @settings(max_examples=100, deadline=None)
 def test_a_value_that_holds_junk_is_refused_with_the_path_of_junk(value: Any) -> None:
     with pytest.raises(StateSerializationError) as caught:

@@ -17,9 +17,10 @@ from dgents.backends.redis import RedisAgent
 from dgents.backends.sqlite_store import SqliteStore
 from dgents.cli import main
 from dgents.copying import Target, copy
+from dgents.places import Place, locate, open_place
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StorageError
-from dgents.stores import Place, Stored, locate, open_store
+from dgents.stores import Stored
 from tests.redis_server import redis_server
 
 STATES: dict[str, list[Any]] = {
@@ -66,7 +67,7 @@ def make(uri: str, states: dict[str, list[Any]]) -> None:
 
 def content(uri: str) -> dict[str, Any]:
     """Return everything that is copied: versions, times, schemas, states, request ids; by key."""
-    with open_store(locate(uri)) as store:
+    with open_place(locate(uri)) as store:
         found = [one.read() for one in store.entries()]
     return {
         stored.key: (
@@ -140,7 +141,7 @@ def test_tables_stay_tables_and_one_of_them_can_be_chosen(folder: Path) -> None:
 
     anyio.run(two_tables)
     assert copy(locate("a.db"), locate("b.db")).states == 2
-    with open_store(locate("b.db")) as store:
+    with open_place(locate("b.db")) as store:
         assert [one.summary().table for one in store.entries()] == ["cats", "dogs"]
     with pytest.raises(ValueError, match=r"'rex' is in the tables 'cats' and 'dogs'.*--table"):
         copy(locate("a.db"), locate("both/"))
@@ -192,7 +193,7 @@ def test_an_owned_state_is_not_written_but_can_be_read(folder: Path) -> None:
 def test_a_killed_copy_is_finished_by_running_it_again(folder: Path) -> None:
     make("a.db", {f"user/{number}": [number, number + 1] for number in range(450)})
     program = (
-        "from dgents.copying import copy\nfrom dgents.stores import locate\n"
+        "from dgents.copying import copy\nfrom dgents.places import locate\n"
         "copy(locate('a.db'), locate('b/'), on_progress=lambda done, total: print(done, flush=True))"
     )
     with subprocess.Popen([sys.executable, "-c", program], cwd=folder, stdout=subprocess.PIPE, text=True) as process:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from dgents.backends import file_upkeep
+from dgents.backends import file_commit, file_upkeep, files
 from dgents.backends.file import FileBackend, PersistentAgent
 from dgents.backends.file_inspect import read_states
 from dgents.runtime.contract import Opened, Record, Request, Write
@@ -26,7 +27,8 @@ from dgents.runtime.errors import (
     StorageError,
     VersionConflictError,
 )
-from tests.file_states import CODEC, delta_of, record_of, state_of
+from tests.file_states import CODEC, Owner, delta_of, live, record_of, state_of
+from tests.file_states import settings as settings_of
 from tests.resources import fake_resources
 
 pytestmark = pytest.mark.anyio
@@ -331,16 +333,16 @@ async def test_a_damaged_history_leaves_the_current_state_readable(format: Any, 
     assert log.read_bytes().startswith(content)
 
 
-async def test_each_changed_byte_of_versions_that_only_the_log_holds_is_found(tmp_path: Path) -> None:
-    agent: PersistentAgent[Any] = PersistentAgent(tmp_path / "s", format="msgpack")
-    async with opened(agent) as (backend, _):
-        await save(backend, 1, pad=5000)
-        for version in range(2, 7):
-            await save(backend, version)
-    log = tmp_path / "s.history"
-    content = log.read_bytes()
+@pytest.mark.parametrize("format", ["json", "msgpack"])
+@pytest.mark.parametrize("name", ["s", "s.history"])
+def test_each_changed_byte_of_the_two_files_is_found(
+    name: str, format: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_commit, "UNLOGGED_BYTES", 0)
+    live(tmp_path / "s", settings_of(format, max_history=9), (1, 1, 1, 2, 1), lambda version: None)
+    content = (tmp_path / name).read_bytes()
     for place in range(len(content)):
-        log.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        (tmp_path / name).write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         with pytest.raises(StateCorruptionError):
             list(read_states(tmp_path / "s"))
 
@@ -383,19 +385,6 @@ async def test_a_file_cut_short_by_a_power_cut_is_read_from_its_log(tmp_path: Pa
             assert [request.version for request in await backend.requests()] == [1, 2, 3, 4]
 
 
-async def test_each_changed_byte_of_a_file_with_a_log_is_found(tmp_path: Path) -> None:
-    agent: PersistentAgent[Any] = PersistentAgent(tmp_path / "s")
-    async with opened(agent) as (backend, _):
-        await save(backend, 1, 2, pad=5000)
-        await save(backend, 3)
-        await save(backend, 4)
-    content = (tmp_path / "s").read_bytes()
-    for place in range(len(content)):
-        (tmp_path / "s").write_bytes(content[:place] + bytes([content[place] ^ 32]) + content[place + 1 :])
-        with pytest.raises(StateCorruptionError):
-            list(read_states(tmp_path / "s"))
-
-
 async def test_the_readable_file_shows_the_current_version_once_closed(tmp_path: Path) -> None:
     async with opened(PersistentAgent(tmp_path / "s")) as (backend, _):
         for version in range(1, 6):
@@ -403,13 +392,17 @@ async def test_the_readable_file_shows_the_current_version_once_closed(tmp_path:
     assert json.loads((tmp_path / "s").read_bytes())["state"]["version"] == 5
 
 
-async def test_the_readable_file_shows_the_current_version_soon(tmp_path: Path) -> None:
-    async with opened(PersistentAgent(tmp_path / "s")) as (backend, _):
-        for version in range(1, 6):
-            await save(backend, version, pad=5000)
-        with anyio.fail_after(20):
-            while json.loads((tmp_path / "s").read_bytes())["version"] < 5:
-                await anyio.sleep(0)
+def test_the_readable_file_shows_the_current_version_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = threading.Event()
+    monkeypatch.setattr(files.layer, "step", lambda name: shown.set() if name == "refreshed" else None)
+    owner = Owner(tmp_path / "s", settings_of(), pad=5000)
+    owner.open()
+    for version in range(5):
+        owner.version = version
+        assert owner.store._commit([owner.write()]) == [None]
+    assert shown.wait(20)
+    assert json.loads((tmp_path / "s").read_bytes())["version"] == 5
+    owner.close()
 
 
 @pytest.mark.parametrize("what", ["main", "lock", "folder"])

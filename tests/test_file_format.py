@@ -17,14 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgents.backends.file_format import LogMark, MainFile, Shape, decode_main, encode_main, from_iso, to_iso
-from dgents.backends.file_log import (
-    LogReader,
-    TornError,
-    decode_head,
-    encode_entry,
-    encode_head,
-    kind_of,
-)
+from dgents.backends.file_log import decode_head, encode_entry, encode_head, kind_of
+from dgents.backends.file_log_reader import LogReader, TornError
 from dgents.backends.file_records import make_whole, newest
 from dgents.backends.tagged_json import from_json, to_json
 from dgents.runtime.codec import Codec

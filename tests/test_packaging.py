@@ -29,7 +29,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     folder = tmp_path_factory.mktemp("build")
     checkout = folder / "checkout"
     shutil.copytree(
-        ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", ".*_cache", "__pycache__", ".hyp*")
+        ROOT,
+        checkout,
+        symlinks=True,
+        ignore=shutil.ignore_patterns(".venv", ".git", ".*_cache", "__pycache__", ".hyp*"),
     )
     sdist = build(checkout, folder / "sdist", "sdist")
     with tarfile.open(sdist) as archive:

@@ -187,9 +187,7 @@ def test_a_uri_names_a_relative_or_an_absolute_path(uri, expected):
     assert SQLAgent(uri).backend("k", FakeResources()).path == expected
 
 
-@pytest.mark.parametrize(
-    "options", [{"max_history": -1}, {"max_history": True}, {"ownership": "mine"}, {"key": ""}]
-)
+@pytest.mark.parametrize("options", [{"max_history": -1}, {"max_history": True}, {"ownership": "mine"}, {"key": ""}])
 def test_a_wrong_option_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         SQLAgent("state.db", **options)

@@ -94,17 +94,13 @@ async def test_the_last_thousand_requests_are_remembered_in_order(path, resource
     await backend.close()
 
 
-async def test_a_refused_write_stores_neither_states_nor_requests_and_leaves_the_others_alone(
-    path, resources
-):
+async def test_a_refused_write_stores_neither_states_nor_requests_and_leaves_the_others_alone(path, resources):
     good, bad = make(path, resources, "good"), make(path, resources, "bad")
     await good.open()
     await bad.open()
     record = Record(1, 1, 0.0, b"\x01")
     stale = Record(1, 0, 0.0, b"\x01")
-    answers = await good.store.commit(
-        [Write(bad, 0, [stale], [Request("r", 1)]), Write(good, 0, [record], [])]
-    )
+    answers = await good.store.commit([Write(bad, 0, [stale], [Request("r", 1)]), Write(good, 0, [record], [])])
     assert isinstance(answers[0], OwnershipLostError)
     assert answers[1] is None
     assert (await bad.read(), await bad.requests(), await good.read()) == (None, [], record)
@@ -142,9 +138,7 @@ async def test_a_state_over_sqlites_own_limit_is_refused_and_the_rest_of_the_bat
     await small.open()
     writer = large.store.database
     await writer.read(lambda connection: connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000))
-    writes = [
-        Write(it, 0, [Record(1, 1, 0.0, bytes(size))], []) for it, size in ((large, 99_000), (small, 90_000))
-    ]
+    writes = [Write(it, 0, [Record(1, 1, 0.0, bytes(size))], []) for it, size in ((large, 99_000), (small, 90_000))]
     refused, kept = await large.store.commit(writes)
     assert isinstance(refused, StateTooLargeError)
     assert refused.size == 99_000

@@ -201,15 +201,16 @@ class TestMessages:
         await world.close()
         await world.open(mailbox_size=2, overflow="reject")
         ref = await world.spawn()
-        async with calls() as run:
-            async with ref.transaction():
-                ref.tell(dgents.Save(1))
-                ref.tell(dgents.Save(2))
-                with pytest.raises(dgents.MailboxFullError, match="'a'") as told:
-                    ref.tell(dgents.Save(3))
-                with pytest.raises(dgents.MailboxFullError):
-                    await run(ref.load).result()
+        async with calls() as run, ref.transaction():
+            ref.tell(dgents.Save(1))
+            ref.tell(dgents.Save(2))
+            with pytest.raises(dgents.MailboxFullError, match="'a'") as told:
+                ref.tell(dgents.Save(3))
+            with pytest.raises(dgents.MailboxFullError):
+                await run(ref.load).result()
         assert told.value.refused == dgents.Save(3)
+        while world.rt.stats()["a"].busy:
+            await anyio.lowlevel.checkpoint()
         assert await ref.load() == 2
 
 

@@ -212,14 +212,13 @@ class TestStaleness:
         async with calls() as run:
             assert await run(ref.save, "blind").result() == 3
 
-    async def test_no_naive_writer_loses_an_update(self, world: World) -> None:
+    async def test_no_naive_writer_loses_an_update_not_even_the_first(self, world: World) -> None:
         ref = await world.spawn()
-        await ref.save(0)
 
         async def add() -> None:
             while True:
                 try:
-                    seen = await ref.load()
+                    seen = await ref.load(default=0)
                     await anyio.lowlevel.checkpoint()
                     await ref.save(seen + 1)
                     return
@@ -254,6 +253,15 @@ class TestDeletion:
         ref = await world.reopen()
         assert await ref.load(default=None) is None
         assert await ref.save("y", if_version=0) == 3
+
+    async def test_who_deleted_a_state_does_not_overwrite_what_others_saved_since(self, world: World) -> None:
+        ref = await world.spawn()
+        await ref.save("x")
+        await ref.delete()
+        async with calls() as run:
+            await run(ref.save, "theirs").result()
+        with pytest.raises(dgents.StaleStateError):
+            await ref.save("mine")
 
     async def test_a_save_that_did_not_see_the_deletion_is_refused(self, world: World) -> None:
         ref = await world.spawn()

@@ -1,0 +1,79 @@
+"""The states in the tables of a database, read without owning them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from dgents.backends.sqlite_inspect import SqliteInspector
+from dgents.runtime.contract import Record, Request
+from dgents.runtime.errors import StateCorruptionError, StorageError
+from dgents.stores import Entry, Store, Stored, Summary
+
+
+@contextmanager
+def open_sqlite(path: str, table: str | None = None) -> Iterator[Store]:
+    """Open the database at ``path`` while the block lasts; to see only ``table`` of it, if that is given.
+
+    Raises:
+        StorageError: there is no such database, or no such table in it.
+        StateCorruptionError: it is no database, or a broken one.
+    """
+    with SqliteInspector(path) as database:
+        tables = database.tables()
+        if table is not None and table not in tables:
+            raise StorageError(f"there is no table {table!r} of states in {path}", retryable=False)
+        yield TableStates(database, tables if table is None else [table])
+
+
+class StoredState(Protocol):
+    """What an inspector of a database says of a state."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def versions(self) -> int: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def saved_at(self) -> float: ...
+
+
+class Inspector(Protocol):
+    """A database of tables of states."""
+
+    def states(self, table: str) -> Iterable[StoredState]: ...
+    def history(self, table: str, key: str) -> list[Record]: ...
+    def requests(self, table: str, key: str) -> list[Request]: ...
+    def verify(self) -> Iterable[StateCorruptionError]: ...
+
+
+class TableStates:
+    """A row a version; see `stores.Store`."""
+
+    def __init__(self, database: Inspector, tables: list[str]) -> None:
+        self._database = database
+        self._tables = tables
+
+    def entries(self) -> Iterator[Entry]:
+        for table in self._tables:
+            for state in self._database.states(table):
+                yield self._entry(table, state)
+
+    def find(self, key: str, table: str | None = None) -> list[Stored]:
+        chosen = [name for name in self._tables if table in (None, name)]
+        found = [self._read(name, key) for name in chosen]
+        return [stored for stored in found if stored.records]
+
+    def damage(self) -> Iterator[StateCorruptionError]:
+        yield from self._database.verify()
+
+    def _entry(self, table: str, state: StoredState) -> Entry:
+        summary = Summary(table, state.key, state.version, state.versions, state.size, state.saved_at)
+        return Entry(lambda: self._read(table, state.key), lambda: summary)
+
+    def _read(self, table: str, key: str) -> Stored:
+        return Stored(table, key, self._database.history(table, key), self._database.requests(table, key))
