@@ -308,7 +308,11 @@ class StreamBackend(Generic[S]):
                 event=head.floor + 1,
                 hint="the log was left as it is; compare it with a copy",
             )
-        check_head(self.actor, head, found.version, newest or GENESIS)
+        try:
+            check_head(self.actor, head, found.version, newest or GENESIS)
+        except StateCorruptionError:
+            await self.verify(found.version, newest)  # it may tell of an earlier event: a removed one, for example
+            raise
 
     def _start(self, version: int, until: float | None = None) -> Point:
         """Return the newest kept state that is not after event ``version``, nor saved after ``until``."""

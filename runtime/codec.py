@@ -80,12 +80,7 @@ class Codec(Generic[S]):
         self._typed = self._converter if self._converter and is_exact(schema) else None
         self._classes = LocalClasses() if local else None
         self._set_tree()
-        # For bytes that this codec made, or has decoded before: no bounds to check, no second try.
-        self.decode_known: Callable[[bytes], S] = self.decode
-        if self._typed is not None:
-            self.decode_known = self._typed.decode
-        elif self._converter is None:
-            self.decode_known = self._tree.decode
+        self.read = self._reader()
         self._parts: dict[tuple[str, ...], Codec[Any]] = {}
 
     def _set_tree(self) -> None:
@@ -165,14 +160,13 @@ class Codec(Generic[S]):
                 pass  # written without this schema, or unreadable: the tree tells
         return self._from_builtins(self.to_tree(data))
 
-    @property
-    def read(self) -> Callable[[Any], S]:
-        """The bare decoder, for many small values that a checksum vouches for; raises what msgspec raises.
+    def _reader(self) -> Callable[[Any], S]:
+        """Return the bare decoder, for bytes that this codec wrote at its version, and a checksum or memory vouches for.
 
-        It reads what this codec wrote at the current schema version. `decode` reads more, bounds it, and explains.
+        It raises what msgspec raises. `decode` reads more, bounds it, and explains.
         """
         if self._typed is not None:
-            return self._typed.decode  # type: ignore[no-any-return]
+            return self._typed.decode
         if self._converter is None:
             return self._tree.decode
         converter = self._converter

@@ -94,7 +94,7 @@ class Ref(Generic[S]):
                 if cell.gate is not None and (failure := await cell.gate.join()) is not None:
                     raise failure.again()
                 try:
-                    state = cell.codec.decode_known(data)
+                    state = cell.codec.read(data)
                 except (ValueError, TypeError, OverflowError, RecursionError):
                     state = cell.codec.decode(data)  # its second try, or its error
             else:  # nothing saved, or changed by a patch and not encoded since

@@ -321,7 +321,7 @@ class StateTurns:
     async def resume(
         self, pending: Pending, fn: Callable[..., Any], args: tuple[Any, ...], default: Any
     ) -> tuple[Any, int]:
-        """Finish an update that was called before it was queued; call it again if a failed store took back its state."""
+        """Finish an update that was called before it was queued; call it again if its state was taken back since."""
         if self.version != pending.version:
             pending.drop()
             new = self.apply(fn, args, default)
