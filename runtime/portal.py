@@ -98,7 +98,7 @@ class SyncProxy:
     def _wrap(self, result: Any) -> Any:
         """Return refs, lenses, transactions and iterators as proxies, and data as it is."""
         module = type(result).__module__
-        waits = any(hasattr(type(result), name) for name in ("__anext__", "__aenter__", "load"))
+        waits = any(hasattr(type(result), name) for name in ("__anext__", "__aenter__", "load", "spawn"))
         return SyncProxy(self._portal, result) if waits and module.startswith("dgents.") else result
 
 

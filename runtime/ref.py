@@ -240,6 +240,8 @@ class Ref(Generic[S]):
                     raise
             if type(new) is not Pending:
                 cell.last_writer = id(coop.task())
+                if coop.lent:
+                    coop.note_lent(cell)
                 if cell.gate is not None and (failure := await cell.gate.join()) is not None:
                     raise failure.again()
                 return new  # type: ignore[no-any-return]
@@ -355,6 +357,8 @@ class Ref(Generic[S]):
     def _live(self) -> Cell:
         """Return the cell behind the name: another one, if the actor was stopped and spawned again."""
         cell = self._cell
+        if get_ident() != cell.thread:
+            cell.runtime.check_thread()
         if cell.phase is Phase.STOPPED:
             cell = self._cell = cell.runtime.current_cell(cell)
         return cell

@@ -193,7 +193,7 @@ class TestSupervisors:
         async with dgents.Runtime(on_event=events.append) as rt:
             group = await rt.supervisor("group")
             inner = await group.supervisor("inner")
-            for name, parent in (("a", group), ("b", inner), ("c", group)):
+            for name, parent in (("a", inner), ("b", group), ("c", group)):
                 await parent.spawn(name, dgents.VolatileAgent(0))
             await group.stop()
             assert [event.actor for event in events if event.kind == "stopped"] == ["c", "b", "a"]
@@ -370,10 +370,11 @@ class TestThreads:
 
             def work() -> tuple[int, int, int]:
                 loaded = rt.portal.call(ref.load)
-                rt.portal.call(ref.update, lambda n: n + 1)
+                for _ in range(20):
+                    rt.portal.call(ref.update, lambda n: n + 1)
                 return loaded, rt.portal.call(ref.save, 5), rt.portal.call(ref.load)
 
-            assert await anyio.to_thread.run_sync(work) == (0, 2, 5)
+            assert await anyio.to_thread.run_sync(work) == (0, 21, 5)
             with pytest.raises(RuntimeError, match="await"):
                 rt.portal.call(ref.load)
 
