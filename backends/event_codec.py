@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from dgents.runtime.codec import Codec
+from dgents.runtime.contract import Record
 from dgents.runtime.errors import StateError, StateSerializationError, StateTooLargeError
 from dgents.runtime.migrations import Migration, Migrations
 from dgents.runtime.shapes import field_names
@@ -58,6 +59,23 @@ def to_data(tag: bytes, payload: bytes, link: bytes | None) -> bytes:
     if link is None:
         return b"".join((b"\x92", tag, payload))
     return b"".join((b"\x93", tag, payload, b"\xc4\x20", link))
+
+
+class _Body(msgspec.Struct, array_like=True):
+    """What a record holds of an event."""
+
+    tag: str
+    event: msgspec.Raw
+    link: bytes | None = None
+
+
+_decode_body = msgspec.msgpack.Decoder(_Body).decode
+
+
+def from_data(record: Record) -> StoredEvent:
+    """Return the event in a record; raises `msgspec.DecodeError` if there is none."""
+    body = _decode_body(record.data or b"")
+    return StoredEvent(record.version, record.epoch, record.saved_at, record.schema, body.tag, body.event, body.link)
 
 
 def is_linked(data: bytes) -> bool:

@@ -17,7 +17,6 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +34,7 @@ from dgents.backends import files
 from dgents.backends.chain import GENESIS, Seal
 from dgents.backends.event_codec import StoredEvent, is_linked, link_in
 from dgents.backends.event_log import CHUNK, Chunks, LogState, StateSnapshot, check_numbers, nothing
+from dgents.backends.head_file import HeadFile
 from dgents.backends.journal import Journal
 from dgents.backends.lock import OwnerLock
 from dgents.backends.segment import LENGTH_BYTES, Batch
@@ -49,8 +49,6 @@ _CALLS = 4  # threads at once: a commit, a snapshot, readers
 _CHUNK_BYTES = 2**20
 _SEGMENT_BYTES = 16 * 2**20  # the last one is read on opening
 _MAGIC = b"DGSNAP1\n"
-_SLOT = 512  # a sector: written whole or not at all
-_SLOT_HEAD = struct.Struct("<IQH")
 # [version u64, epoch u32, saved_at f64, schema u16, and the five that follow]
 _FRONT = struct.Struct(">BBQBIBdBH")
 _NIL = b"\xc0"
@@ -304,55 +302,6 @@ class JournalLog:
         self._heads.close()
         self._journal.close()
         self._lock.release()
-
-
-class HeadFile:
-    """The newest head of a chain, in two slots of one sector each: the older one survives a torn write."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fd: int | None = None
-        self._turn = 0
-
-    def open(self) -> bytes | None:
-        """Return the newest intact head; None if there never was one, b"" if none is intact."""
-        self.close()
-        try:
-            content = files.layer.read(self._path)
-        except FileNotFoundError:
-            return None
-        found: list[tuple[int, bytes]] = []
-        for start in (0, _SLOT):
-            slot = content[start : start + _SLOT]
-            if len(slot) < _SLOT_HEAD.size:
-                continue
-            checksum, turn, length = _SLOT_HEAD.unpack_from(slot)
-            head = slot[_SLOT_HEAD.size : _SLOT_HEAD.size + length]
-            if crc32(slot[4 : _SLOT_HEAD.size + length]) == checksum and len(head) == length:
-                found.append((turn, head))
-        self._turn, head = max(found, default=(0, b""))
-        return head
-
-    def write(self, head: bytes, sync: bool = False) -> None:
-        """Write the head; without ``sync`` it may lag behind after a power cut. What it names is durable."""
-        rest = _SLOT_HEAD.pack(0, self._turn + 1, len(head))[4:] + head
-        slot = crc32(rest).to_bytes(4, "little") + rest
-        assert len(slot) <= _SLOT
-        self._turn += 1
-        offset = (self._turn % 2) * _SLOT
-        if self._fd is None:
-            if not self._path.exists():
-                files.write_atomically(self._path, bytes(offset) + slot.ljust(2 * _SLOT - offset, b"\0"))
-            self._fd = files.layer.open(self._path, os.O_RDWR)
-        files.layer.write(self._fd, slot, offset)
-        if sync:
-            files.layer.fdatasync(self._fd)
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            with contextlib.suppress(OSError):
-                files.layer.close(fd)
 
 
 def _pack(record: Record, request: str | None) -> bytes:

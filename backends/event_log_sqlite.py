@@ -18,7 +18,7 @@ from zlib import crc32
 import msgspec
 
 from dgents.backends.chain import GENESIS, Seal
-from dgents.backends.event_codec import StoredEvent, link_in
+from dgents.backends.event_codec import StoredEvent, from_data, link_in
 from dgents.backends.event_log import CHUNK, Chunks, LogState, StateSnapshot, check_numbers
 from dgents.backends.sqlite import SqliteBackend
 from dgents.backends.sqlite_store import SqliteStore
@@ -31,17 +31,6 @@ _CHUNK_BYTES = 4 * 2**20
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_snapshot = msgspec.msgpack.Decoder(StateSnapshot).decode
-
-
-class _Body(msgspec.Struct, array_like=True):
-    """What a row's ``state`` holds of an event."""
-
-    tag: str
-    event: msgspec.Raw
-    link: bytes | None = None
-
-
-_decode_body = msgspec.msgpack.Decoder(_Body).decode
 
 
 class EventsTable(StatesTable):
@@ -178,12 +167,9 @@ class SqliteLog:
 
     def _event(self, record: Record) -> StoredEvent:
         try:
-            body = _decode_body(record.data or b"")
+            return from_data(record)
         except msgspec.DecodeError as error:
             raise corrupt(self.path, self.key, f"version {record.version} is no event ({error})") from error
-        return StoredEvent(
-            record.version, record.epoch, record.saved_at, record.schema, body.tag, body.event, body.link
-        )
 
     def _read_kept(self, connection: sqlite3.Connection) -> dict[str, bytes]:
         kept: dict[str, bytes] = {}

@@ -35,6 +35,7 @@ from dgents.backends.segment import (
     BATCH_BYTES,
     HEADER_BYTES,
     Batch,
+    Buffer,
     SegmentReader,
     batch_size,
     first_in_name,
@@ -129,7 +130,10 @@ class Journal:
             StorageError: the journal refuses to go on until it is opened again. With the outcome
                 ``rolled_back`` the batch will not be there then, with ``unknown`` it may be.
         """
-        sizes = list(map(len, records))
+        return self.append_pieces(records, list(map(len, records)))
+
+    def append_pieces(self, pieces: Sequence[Buffer], sizes: Sequence[int]) -> int:
+        """Append a batch as `append` does: records of these sizes, whose bytes lie in any number of pieces."""
         if not sizes:
             return self.next
         if max(sizes) > self.max_record_bytes:
@@ -140,7 +144,7 @@ class Journal:
             if self._end > HEADER_BYTES and self._end + taken > self.segment_bytes:
                 fd = self._roll(fd)
             first = self.next
-            self._write(fd, pack_batch(self._salt, first, records, sizes))
+            self._write(fd, pack_batch(self._salt, first, pieces, sizes))
             self._end += taken
             self.next += len(sizes)
             self._mark(fd)

@@ -127,9 +127,10 @@ class StreamCell(Cell):
     def pack(self, event: Any) -> Packed:
         """Return an event as it will be appended; raises when it can't be stored."""
         try:
-            return self.events.pack(event)
+            packed: Packed = self.events.pack(event)
         except StateError as error:
             raise self.named(error) from error.__cause__
+        return packed
 
     def append(self, packed: Sequence[Packed], if_version: int | None = None) -> int:
         """Append events, all or none, and return the number of the last one.
@@ -201,7 +202,7 @@ class StreamCell(Cell):
             self.folded = self.codec.decode(self.data)
         else:
             value, data = self.base
-            state = value if value is not MISSING else self.codec.decode(data)
+            state = self.codec.decode(data) if data is not None else value
             for packed in self.tail:
                 # A copy: the fold may have kept, and changed, what it was given the first time.
                 again = StoredEvent(0, 0, 0.0, packed.schema, packed.tag, msgspec.Raw(packed.payload))

@@ -16,7 +16,7 @@ import dgents
 from dgents import Runtime
 from dgents.backends.chain import GENESIS, Seal, link_of
 from dgents.backends.event_codec import StoredEvent, to_data
-from dgents.backends.event_log_journal import HeadFile
+from dgents.backends.head_file import HeadFile
 from dgents.backends.journal import Journal
 from dgents.backends.sqlite_tables import to_record, to_row
 from tests.stream_kit import UserCreated, agent_maker

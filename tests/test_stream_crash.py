@@ -109,13 +109,17 @@ async def test_an_append_that_fails_for_good_leaves_the_state_as_it_was(tmp_path
 
         with files.use(Full()), pytest.raises(dgents.StorageError):
             await stream.append(UserCreated("u1", "x"))
+    async with Runtime() as rt:
+        stream = await rt.spawn("users", agent_maker("journal", tmp_path)(chain=True))
+        assert await stream.append(UserCreated("u2", "x")) == 2
+        assert set((await stream.load()).users) == {"u0", "u2"}
 
 
 async def test_a_removed_lock_stops_the_owner(tmp_path: Path) -> None:
     async with Runtime() as rt:
         stream = await rt.spawn("users", agent_maker("journal", tmp_path)())
         await stream.append(UserCreated("u0", "x"))
-        next(tmp_path.rglob("owner.lock")).unlink()
+        (tmp_path / "log" / "users" / "owner.lock").unlink()
         with pytest.raises(dgents.OwnershipLostError):
             await stream.append(UserCreated("u1", "x"))
         with pytest.raises(dgents.ActorStoppedError):
