@@ -30,6 +30,43 @@ from dgents.backends.vector_rows import VectorRows, View
 from dgents.backends.vector_snapshot import Header, Snapshot, read
 
 
+class Moment:
+    """The index as it was when `VectorIndex.look` was called. Until it is closed, no hole is filled."""
+
+    def __init__(self, index: VectorIndex, view: View, ann: Ann | None, live: int, close: Callable[[], None]) -> None:
+        self._index = index
+        self._view = view
+        self._ann = ann
+        self._live = live
+        self._close: Callable[[], None] | None = close
+
+    def __enter__(self) -> Moment:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the moment; again does nothing."""
+        close, self._close = self._close, None
+        if close is not None:
+            close()
+
+    def search(
+        self, queries: Any, k: int, *, allowed: Callable[[Id], bool] | None = None
+    ) -> list[list[tuple[Id, float]]]:
+        """Search what the index held at that moment; see `VectorIndex.search`."""
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"k={k!r}: expected an int of 1 or more")
+        index, ids = self._index, self._view.ids
+        matrix = (queries if isinstance(queries, Vectors) else index.check(queries)).scaled()
+        if not self._live or not len(matrix):
+            return [[] for _ in matrix]
+        found = index._find(self._view, self._ann, matrix, min(k, self._live), allowed)
+        sign = -1.0 if index.metric == "l2" else 1.0
+        return [[(ids[row], sign * key) for row, key in best] for best in found]
+
+
 class VectorIndex:
     """Ids and vectors of one dimension, searched by similarity.
 
@@ -127,21 +164,20 @@ class VectorIndex:
         Raises:
             InvalidVectorError: a query can't be compared; see `upsert`.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"k={k!r}: expected an int of 1 or more")
-        matrix = (queries if isinstance(queries, Vectors) else self.check(queries)).scaled()
+        with self.look() as moment:
+            return moment.search(queries, k, allowed=allowed)
+
+    def look(self) -> Moment:
+        """Return the index as it is now, to search it in any thread while others write; close it soon."""
         with self._lock:
             rows, ann, view = self._rows, self._ann, self._rows.open()
             live = len(rows.rows)
-        try:
-            if not live or not len(matrix):
-                return [[] for _ in matrix]
-            found = self._find(view, ann, matrix, min(k, live), allowed)
-            sign = -1.0 if self.metric == "l2" else 1.0
-            return [[(view.ids[row], sign * key) for row, key in best] for best in found]
-        finally:
+
+        def close() -> None:
             with self._lock:
                 rows.close()
+
+        return Moment(self, view, ann, live, close)
 
     @property
     def needs_rebuild(self) -> bool:

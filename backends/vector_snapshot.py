@@ -87,6 +87,11 @@ class Snapshot:
         if close is not None:
             close()
 
+    def ids(self) -> Iterator[Id]:
+        """Yield the ids of the moment."""
+        for part in self._view.slices():
+            yield from (id for id in self._ids(part) if id is not None)
+
     def __iter__(self) -> Iterator[bytes | memoryview]:
         """Yield the snapshot in chunks of a few megabytes; memory stays low but for the faiss index."""
         digest = hashlib.sha256()

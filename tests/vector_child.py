@@ -1,0 +1,127 @@
+"""A process that writes into a vector store until it is killed, and what must be there afterwards.
+
+Run: python -m tests.vector_child DIRECTORY EVENT_LOOP [STEP AT]; it prints the number of each operation that was
+acknowledged, and dies at the ``AT``-th time that the step is reached.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+
+import dgents
+from dgents.backends import files, vector_upkeep
+from dgents.backends.vector_index import VectorIndex
+from tests.disk import KillingLayer
+
+D = 8
+OPERATIONS = 400
+_SNAPSHOT_EVERY = 40  # changes
+
+Entries = dict[Any, tuple[int, Any]]
+
+
+def vector(n: int) -> Any:
+    return np.random.default_rng(n).standard_normal(D).astype(np.float32)
+
+
+def plan(n: int) -> tuple[list[Any], bool]:
+    """Return the ids that operation ``n`` is about, and whether it deletes them."""
+    chance = random.Random(n)
+    count = chance.choice([1, 1, 1, 3, 90])
+    ids: list[Any] = [chance.choice([k, str(k)]) for k in chance.sample(range(120), count)]
+    return (ids[:1], True) if chance.random() < 0.2 else (ids, False)
+
+
+def model(operations: int) -> Entries:
+    """Return what is in the store after so many operations."""
+    found: Entries = {}
+    for n in range(operations):
+        ids, deletes = plan(n)
+        if deletes:
+            found.pop(ids[0], None)
+        else:
+            found.update({id: (n, vector(n + at)) for at, id in enumerate(ids)})
+    return found
+
+
+async def operate(ref: dgents.VectorRef[Any], n: int) -> None:
+    ids, deletes = plan(n)
+    if deletes:
+        await ref.delete(ids[0])
+    elif len(ids) == 1:
+        await ref.save({"n": n}, id=ids[0], embedding=vector(n))
+    else:
+        await ref.save_many([{"n": n}] * len(ids), ids=ids, embeddings=[vector(n + at) for at in range(len(ids))])
+
+
+async def matches(ref: dgents.VectorRef[Any], expected: Entries) -> bool:
+    """Tell whether exactly these entries are in a store, each with its state and its vector."""
+    if await ref.count() != len(expected):
+        return False
+    if not expected:
+        return True
+    hits = await ref.search_many(np.stack([kept for _, kept in expected.values()]), 1)
+    truth = VectorIndex(D)
+    truth.upsert(list(expected), np.stack([kept for _, kept in expected.values()]))
+    states = {hit.id: hit.state for hit in await ref.search(vector(0), len(expected))}
+    scores = {hit.id: hit.score for hit in await ref.search(vector(0), len(expected))}
+    return (
+        states == {id: {"n": n} for id, (n, _) in expected.items()}
+        and scores == dict(truth.search(vector(0)[None], len(expected))[0])
+        and all(found and found[0].score > 0.999 for found in hits)
+    )
+
+
+async def survives(directory: Path, acknowledged: int) -> bool:
+    """Tell whether a store holds what so many acknowledged operations left, and at most one more, whole."""
+    async with dgents.Runtime() as rt:
+        ref: dgents.VectorRef[Any] = await rt.spawn("vectors", dgents.VectorAgent(D, path=directory))
+        at_last = [await matches(ref, model(count)) for count in (acknowledged, acknowledged + 1)]
+        await ref.save({"n": 0}, id="after", embedding=vector(0))
+        return any(at_last)
+
+
+def killed(directory: Path, event_loop: str, *step: str, after: int | None = None) -> int:
+    """Run a child until it dies, killed once it acknowledged ``after`` operations; return how many it did."""
+    command = [sys.executable, "-m", "tests.vector_child", str(directory), event_loop, *step]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        acknowledged = 0
+        for line in child.stdout:
+            acknowledged = int(line)
+            if acknowledged == after:
+                child.kill()
+        _, errors = child.communicate()
+    assert child.returncode == -signal.SIGKILL, errors
+    return acknowledged
+
+
+async def _work(directory: Path) -> None:
+    async with dgents.Runtime() as rt:
+        ref: dgents.VectorRef[Any] = await rt.spawn("vectors", dgents.VectorAgent(D, path=directory))
+        for n in range(OPERATIONS):
+            await operate(ref, n)
+            print(n + 1, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _main() -> None:
+    directory, event_loop, *step = sys.argv[1:]
+    vector_upkeep.LEAST_CHANGES = _SNAPSHOT_EVERY
+    if step:
+        with files.use(KillingLayer(step[0], at=int(step[1]))):
+            anyio.run(_work, Path(directory), backend=event_loop)
+    anyio.run(_work, Path(directory), backend=event_loop)
+
+
+if __name__ == "__main__":
+    _main()
