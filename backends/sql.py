@@ -1,4 +1,4 @@
-"""An actor whose state is in a SQL database: SQLite by a path, PostgreSQL by a URL."""
+"""An actor whose state is in a SQL database."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from dgents.backends.sql_ref import SQLRef
 from dgents.backends.sqlite import SqliteBackend
 from dgents.backends.sqlite_tables import check_table_name, states_table
 from dgents.runtime.contract import Backend, Ownership, Resources
-from dgents.runtime.errors import UnsupportedOperationError
 
 S = TypeVar("S")
 
 _SQLITE = "sqlite:///"
-_POSTGRES = ("postgresql://", "postgres://")
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,13 @@ class SQLAgent(Generic[S]):
     """A state in a table of a SQL database, one row a version.
 
     Args:
-        db_uri: a path, ``sqlite:///relative.db``, ``sqlite:////absolute.db``, or
-            ``postgresql://user@host/database``.
+        db_uri: a path, ``sqlite:///relative.db`` or ``sqlite:////absolute.db``.
         table: the table; made if it isn't there. Letters, digits, underscores.
         schema: the type of the state; None for plain builtins.
         key: what the state is called in the table; None for the actor's name.
         max_history: how many versions are kept, the current one among them; 0 keeps that one only.
-        ownership: ``"exclusive"`` (one owner at a time; the default on SQLite) or ``"shared"``
-            (compare-and-set, any number of processes; the default on PostgreSQL).
+        ownership: ``"exclusive"`` (one owner at a time; the default) or ``"shared"`` (compare-and-set, any number of
+            processes).
         migrations: by schema version, the function that lifts a state from it to the next.
 
     Raises:
@@ -62,19 +59,15 @@ class SQLAgent(Generic[S]):
             raise ValueError(f"max_history {self.max_history!r} is not a number of versions, 0 or more")
         if self.key is not None:
             _check_key(self.key)
-        if not self.db_uri.startswith(_POSTGRES):
-            sqlite_path(self.db_uri)
+        sqlite_path(self.db_uri)
 
     def backend(self, name: str, resources: Resources) -> Backend:
         """Make the backend of the actor ``name``; no I/O happens before `Backend.open`.
 
         Raises:
             ValueError: ``name`` is to be the key and is no text that a database can hold.
-            UnsupportedOperationError: PostgreSQL's driver is not installed.
         """
         key = self.key if self.key is not None else _check_key(name)
-        if self.db_uri.startswith(_POSTGRES):
-            return self._postgres_backend(key, resources)
         return SqliteBackend(
             sqlite_path(self.db_uri),
             states_table(self.table),
@@ -83,26 +76,6 @@ class SQLAgent(Generic[S]):
             actor=name,
             max_history=self.max_history,
             ownership=self.ownership or "exclusive",
-        )
-
-    def _postgres_backend(self, key: str, resources: Resources) -> Backend:
-        try:
-            from dgents.backends.postgres import PostgresBackend  # its driver is an optional dependency
-        except ModuleNotFoundError as error:
-            if error.name is None or not error.name.startswith("psycopg"):
-                raise
-            raise UnsupportedOperationError(
-                "PostgreSQL needs a driver that is not installed",
-                key=key,
-                hint="pip install 'dgents[postgres]'",
-            ) from error
-        return PostgresBackend(
-            uri=self.db_uri,
-            table=self.table,
-            key=key,
-            max_history=self.max_history,
-            ownership=self.ownership or "shared",
-            resources=resources,
         )
 
 
@@ -116,7 +89,7 @@ def sqlite_path(db_uri: str) -> str:
     scheme, colon, _ = path.partition("://")
     if colon or path.startswith("file:"):
         kind = scheme if colon else "file:"
-        raise ValueError(f"db_uri of the kind {kind!r}: use a path, sqlite:///PATH or postgresql://USER@HOST/DATABASE")
+        raise ValueError(f"db_uri of the kind {kind!r}: use a path or sqlite:///PATH")
     if path in ("", ":memory:"):
         raise ValueError("db_uri names no file: a state in memory is a VolatileAgent's")
     if "\0" in path or ("?" in path and path != db_uri):

@@ -16,6 +16,9 @@ from dgents.backends.redis import RedisAgent
 from dgents.backends.sql import SQLAgent
 from dgents.backends.stream import StreamAgent
 from dgents.backends.stream_ref import StreamRef
+from dgents.backends.vector import VectorAgent
+from dgents.backends.vector_ref import VectorRef
+from dgents.backends.vector_search import Hit
 from dgents.backends.volatile import VolatileAgent
 from dgents.runtime.errors import (
     ActorError,
@@ -40,7 +43,7 @@ from dgents.runtime.errors import (
 )
 from dgents.runtime.events import Event
 from dgents.runtime.lens import Lens
-from dgents.runtime.messages import Append, Delete, History, Load, Message, Patch, Save, Update
+from dgents.runtime.messages import Append, Delete, History, Load, Message, Patch, Save, Search, Update
 from dgents.runtime.ref import Ref
 from dgents.runtime.stats import ActorStats
 from dgents.runtime.symbiont import Symbiont
@@ -68,6 +71,7 @@ __all__ = [
     "Event",
     "Flush",
     "History",
+    "Hit",
     "LeaseExpiredError",
     "Lens",
     "Load",
@@ -82,6 +86,7 @@ __all__ = [
     "Runtime",
     "SQLAgent",
     "Save",
+    "Search",
     "Snapshot",
     "StaleStateError",
     "StateCorruptionError",
@@ -98,6 +103,8 @@ __all__ = [
     "Transaction",
     "UnsupportedOperationError",
     "Update",
+    "VectorAgent",
+    "VectorRef",
     "VersionConflictError",
     "VolatileAgent",
     "open_sync",

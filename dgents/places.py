@@ -6,7 +6,6 @@
 | any other file | the state of a `PersistentAgent` |
 | a folder, or a path that ends in `/` | a state a file |
 | `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://` | a key a state |
-| `postgresql://`, `postgres://` | tables of states |
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ from typing import Literal, TypeAlias
 from dgents.runtime.errors import UnsupportedOperationError
 from dgents.stores import Store
 
-Kind: TypeAlias = Literal["sqlite", "postgres", "redis", "file", "folder"]
+Kind: TypeAlias = Literal["sqlite", "redis", "file", "folder"]
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _CHECKPOINT_MAGIC = b"dgents-checkpoint"
 _DATABASE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
-_POSTGRES_SCHEMES = ("postgresql", "postgres")
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Place:
     @property
     def has_tables(self) -> bool:
         """Whether states are in tables there."""
-        return self.kind in ("sqlite", "postgres")
+        return self.kind == "sqlite"
 
 
 def locate(uri: str) -> Place:
@@ -90,8 +88,6 @@ def open_place(place: Place, table: str | None = None) -> AbstractContextManager
         return open_sqlite(place.uri, table)
     if place.kind == "redis":
         return _open_redis(place)
-    if place.kind == "postgres":
-        raise UnsupportedOperationError(f"{place.safe}: PostgreSQL can't be looked into yet")
     from dgents.file_states import open_files
 
     return open_files(place.uri)
@@ -117,11 +113,7 @@ def _locate_url(scheme: str, uri: str) -> Place:
         from dgents.backends.redis_url import parse_redis_url
 
         return Place("redis", uri, parse_redis_url(uri).safe)
-    if scheme in _POSTGRES_SCHEMES:
-        host, slash, rest = uri.partition("//")[2].partition("/")
-        safe = f"{scheme}://{host.rpartition('@')[2]}{slash}{rest.partition('?')[0]}"
-        return Place("postgres", uri, safe)
-    raise ValueError(f"{scheme[:20]!r} names no kind of store: use a path, sqlite:///, redis:// or postgresql://")
+    raise ValueError(f"{scheme[:20]!r} names no kind of store: use a path, sqlite:/// or redis://")
 
 
 def _begins_with(path: Path, magic: bytes) -> bool:

@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import anyio
+
 from dgents.runtime.commit import Failure, Staged
 from dgents.runtime.contract import Agent, Backend, Opened, Record
 from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
@@ -33,6 +35,7 @@ from dgents.runtime.phase import Phase
 from dgents.runtime.recovery import recover
 from dgents.runtime.shared import reread, take_shared_turns
 from dgents.runtime.stored import StoredTurns
+from dgents.runtime.tell import Receipt
 from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Interrupted
 
 if TYPE_CHECKING:
@@ -127,14 +130,19 @@ class Cell(StoredTurns):
                 self.behind = attach(self)
                 self.observed = True
             self.adopt(opened)
+            self.phase = Phase.RUNNING
+            await self.listen()
         except BaseException:  # what it holds can't be used: let go of it, so that another may mend it
-            await self.backend.close()
+            await self._let_go()
             raise
-        self.phase = Phase.RUNNING
-        await self.listen()
 
     def adopt(self, opened: Opened) -> None:
         """Take over what the backend found."""
+        if self.behind is not None and self.behind.count and not self.behind.journaled:
+            self.epoch = opened.epoch  # memory is ahead of the store, which is all that there is of it
+            self.backend.replay(self)  # type: ignore[attr-defined]
+            self.is_fresh()
+            return
         store = self.backend.store if self.behind is None or self.behind.journaled else None
         self.committer = self.runtime.committer(store) if store is not None else None
         self.deltas = self.backend.deltas
@@ -375,7 +383,8 @@ class Cell(StoredTurns):
         """The backend failed in the middle of a turn: try the message once more, after a restart."""
         self.crash(error)
         if envelope.crashes:
-            self.runtime.emit("dead_letter", self.name, message=envelope.message, error=error)
+            if type(envelope.waiter) is not Receipt:  # which publishes it
+                self.runtime.emit("dead_letter", self.name, message=envelope.message, error=error)
             return Failure(error)
         envelope.crashes += 1
         self.mailbox.put_back(envelope)
@@ -417,10 +426,18 @@ class Cell(StoredTurns):
             if not isinstance(error, DgentError):
                 self.runtime.emit("crashed", self.name, error=error)
 
+    async def _let_go(self) -> None:
+        """Close the backend, whatever comes of it: nobody could do better."""
+        try:
+            with anyio.CancelScope(shield=True):
+                await self.backend.close()
+        except Exception as error:
+            self.runtime.emit("warning", self.name, message="its backend could not be closed", error=error)
+
     async def _passivate(self) -> None:
         """Leave memory: all is durable, and no message waits."""
         on_idle, self.on_idle = self.on_idle, None
-        await self.backend.close()
+        await self._let_go()
         self.phase = Phase.PASSIVE
         if self.expiry is not None:
             self.expiry.cancel()
@@ -436,7 +453,7 @@ class Cell(StoredTurns):
         if self.expiry is not None:
             self.expiry.cancel()
         if self.backend is not None:
-            await self.backend.close()
+            await self._let_go()
         for envelope in iter(self.mailbox.take, None):
             envelope.waiter.set_result(Failure(self.stopping or ActorStoppedError("stopped", actor=self.name)))
         self.runtime.ended(self, error)

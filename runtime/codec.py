@@ -161,7 +161,7 @@ class Codec(Generic[S]):
         return self._from_builtins(self.to_tree(data))
 
     def _reader(self) -> Callable[[Any], S]:
-        """Return the bare decoder, for bytes that this codec wrote at its version, and a checksum or memory vouches for.
+        """Return the bare decoder, for bytes that this codec wrote, and that a checksum or memory vouches for.
 
         It raises what msgspec raises. `decode` reads more, bounds it, and explains.
         """

@@ -24,6 +24,7 @@ Invariants
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections import deque
 from copy import copy
 from time import perf_counter
@@ -194,7 +195,9 @@ class Committer:
             started = perf_counter()
             try:
                 refusals = await self.store.commit([staged.write() for staged in batch])
-            except Exception as error:
+                if len(refusals) != len(batch):
+                    raise StorageError(f"the store answered {len(refusals)} of {len(batch)} writes", outcome="unknown")
+            except (Exception, CancelledError) as error:  # a store may meet a cancellation in a task that it awaits
                 failure = _as_storage_error(error)
                 for staged in batch:
                     staged.cell.doubt(staged, failure)
@@ -206,7 +209,7 @@ class Committer:
         self._running = False
 
 
-def _as_storage_error(error: Exception) -> DgentError:
+def _as_storage_error(error: BaseException) -> DgentError:
     if isinstance(error, DgentError):
         return error
     wrapped = StorageError(f"the store failed with {type(error).__name__}: {error}", outcome="unknown")

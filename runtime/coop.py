@@ -46,8 +46,7 @@ class Coop:
             self.forget_task()
 
     def note_lent(self, cell: Cell) -> None:
-        """Let a thread see what its own update wrote: the task that it lent it to ends with the call, and its id is used
-        again, so it can't be known by that."""
+        """Let a thread see what its own update wrote: it can't be known by its task, whose id is used again."""
         task = id(self.task())
         if task in self.lent:
             self.seen[task].note(cell.name, cell.version)

@@ -116,6 +116,22 @@ class Append(Message[int], frozen=True):
         return cell.append, ((pack(self.event),), self.if_version), False  # type: ignore[attr-defined]
 
 
+class Search(Message[list[Any]], frozen=True):
+    """Ask for the entries whose vectors are nearest; the reply is what `VectorRef.search` returns."""
+
+    vector: Any
+    k: int = 5
+    where: Any = None
+
+    def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
+        # A ref on vectors answers it itself, beside the turns.
+        raise UnsupportedOperationError(
+            f"search of {cell.name!r}: it keeps a state, not vectors",
+            actor=cell.name,
+            hint="load the state, or spawn a VectorAgent",
+        )
+
+
 class History(Message[list[Any]], frozen=True):
     """Ask for the kept versions, oldest first, the newest ``limit`` of them."""
 

@@ -61,13 +61,23 @@ async def _reopen(cell: Cell) -> Opened | None:
         if delay:
             await cell.loop.sleep(delay)
         try:
-            await cell.backend.close()
-            opened = await cell.backend.open()
+            opened = await _open_again(cell)
         except Exception as reason:
             cell.error = reason
             continue
         cell.restarts += 1
         cell.runtime.emit("restarted", cell.name, after=error)
+        return opened
+
+
+async def _open_again(cell: Cell) -> Opened:
+    if cell.behind is None:
+        await cell.backend.close()
+        return await cell.backend.open()
+    async with cell.behind.store_in_use:  # no flush is in the middle of a write under the old epoch
+        await cell.backend.close()
+        opened = await cell.backend.open()
+        cell.epoch = opened.epoch
         return opened
 
 
@@ -99,7 +109,7 @@ async def _settle_shared(cell: Cell, staged: Staged) -> None:
         stored = await cell.backend.committed(staged.write())
     except StorageError as error:
         stored, cell.error = None, error
-    again = stored is False and not any(envelope.alone or envelope.crashes for envelope in cell.batch)
+    again = stored is False and cell.batch and not any(envelope.alone or envelope.crashes for envelope in cell.batch)
     if stored:
         staged.open()
     elif not again:

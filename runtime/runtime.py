@@ -143,7 +143,7 @@ class BaseRuntime:
 
     async def _quiesce(self) -> None:
         """Let the turns that are queued or running finish: they may still ask other actors."""
-        while busy := [cell for cell in self._newest_first() if cell.draining]:
+        while busy := [cell for cell in (*self._newest_first(), *self._virtual.values()) if cell.draining]:
             for cell in busy:
                 done = self.loop.waiter()
                 cell.post(Envelope(_nothing, (), done))  # not by `call`, which a closing runtime refuses

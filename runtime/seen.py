@@ -17,8 +17,10 @@ MOST_REMEMBERED = 65_536
 class Seen(dict[Any, Any]):
     """The versions one task has seen, by actor name; by ``(name, path)`` for a lens."""
 
-    __slots__ = ("task",)
+    __slots__ = ("__weakref__", "task")
     task: weakref.ref[Any]
+    __hash__ = object.__hash__  # type: ignore[assignment]  # it stands for who has seen this
+    __eq__ = object.__eq__
 
     def note(self, key: Any, version: Any) -> None:
         """Remember what was seen last."""

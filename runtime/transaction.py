@@ -11,6 +11,7 @@ from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progre
 from dgents.runtime.errors import ActorStoppedError, LeaseExpiredError
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.phase import Phase
+from dgents.runtime.seen import Seen
 from dgents.runtime.shared import refresh, submit
 from dgents.runtime.turns import MISSING, Form
 
@@ -26,7 +27,7 @@ class Hold:
     """One turn of an actor, held by a caller from `take` to `release`."""
 
     def __init__(self, cell: Cell) -> None:
-        self._cell = cell
+        self.cell = cell
         self._granted = cell.loop.waiter()
         self._released = cell.loop.waiter()
         self._held: TurnInProgress | None = None
@@ -36,11 +37,11 @@ class Hold:
         """Wait for the turn and hold it. Cancelled meanwhile, it is given back."""
         envelope = Envelope(self._turn, (), self._granted, "hold", alone=True)
         try:
-            self.form = await self._cell.send(envelope)
+            self.form = await self.cell.send(envelope)
         except BaseException:
             self.release()
             raise
-        self._held = self._cell.turn
+        self._held = self.cell.turn
         if self._held is not None:
             self._held.within = turn_in_progress()
             current_turn.set(self._held)
@@ -56,7 +57,7 @@ class Hold:
             self._held = None
 
     async def _turn(self) -> None:
-        cell = self._cell
+        cell = self.cell
         if cell.is_shared:
             await refresh(cell)
         else:
@@ -132,8 +133,7 @@ class Transaction(Generic[S]):
 
     def _commit(self) -> Staged | None:
         cell = self._cell
-        if cell.phase is Phase.STOPPED:
-            raise ActorStoppedError(f"actor {cell.name!r} stopped during the transaction", actor=cell.name)
+        _check_alive(cell)
         value, data = cell.encode(self._state)
         if (data if data is not None else cell.codec.encode(value)) == self._before:
             return None  # nothing changed: no new version
@@ -156,8 +156,8 @@ class LeasedView(Generic[S]):
             raise ValueError(f"lease is {lease}; give seconds, more than 0")
         self._ref = ref
         self._lease = lease
-        self._holds: dict[Any, tuple[Hold, Timer]] = {}
-        self._expired: WeakSet[Any] = WeakSet()
+        self._holds: dict[Seen, tuple[Hold, Timer]] = {}  # by whose they are: what a task, or a thread, has seen
+        self._expired: WeakSet[Seen] = WeakSet()
 
     async def load(self, *, default: Any = MISSING) -> S:
         """Wait for the turn, hold it until ``save``, and return the state.
@@ -166,17 +166,21 @@ class LeasedView(Generic[S]):
             StateNotFoundError: nothing is saved and there is no default; the turn is given back.
         """
         cell = self._ref._live()
-        task = cell.loop.current_task()
-        self._give_back(task)  # a second load starts over
+        holder = self._ref._seen()
+        self._give_back(holder)  # a second load starts over
         hold = Hold(cell)
         await hold.take()
-        if hold.form is None and default is MISSING:
+        try:
+            if hold.form is None and default is MISSING:
+                raise cell.not_found()
+            state = default if hold.form is None else hold.form.decode(cell.codec)
+        except BaseException:
             hold.release()
-            raise cell.not_found()
-        timer = cell.loop.call_later(self._lease, self._expire, task, hold)
-        self._holds[task] = (hold, timer)
-        self._expired.discard(task)
-        return default if hold.form is None else hold.form.decode(cell.codec)  # type: ignore[no-any-return]
+            raise
+        timer = cell.loop.call_later(self._lease, self._expire, holder, hold)
+        self._holds[holder] = (hold, timer)
+        self._expired.discard(holder)
+        return state  # type: ignore[no-any-return]
 
     async def save(self, state: S) -> int:
         """Save the state, give the turn back, and return the new version once it is durable.
@@ -184,22 +188,24 @@ class LeasedView(Generic[S]):
         Raises:
             LeaseExpiredError: the lease ran out; nothing was written.
         """
-        cell = self._ref._live()
-        task = cell.loop.current_task()
-        if task not in self._holds:
-            if task in self._expired:
-                self._expired.discard(task)
+        self._ref._live()
+        holder = self._ref._seen()
+        if holder not in self._holds:
+            if holder in self._expired:
+                self._expired.discard(holder)
                 raise LeaseExpiredError(
                     f"the lease of {self._lease} s on {self._ref.name!r} ran out before save",
                     actor=self._ref.name,
                     hint="load again, and save sooner or ask for a longer lease",
                 )
             return await self._ref.save(state)
+        cell = self._holds[holder][0].cell  # not the ref's: that may be another one by now
         try:
+            _check_alive(cell)
             version = cell.put(*cell.encode(state))
             staged = cell.gate
         finally:
-            self._give_back(task)
+            self._give_back(holder)
         if staged is not None:
             await staged.wait()
         self._ref._saw(version)
@@ -209,15 +215,20 @@ class LeasedView(Generic[S]):
         """Return earlier states and the current one, oldest first."""
         return await self._ref.history(limit)
 
-    def _give_back(self, task: Any) -> None:
-        held = self._holds.pop(task, None)
+    def _give_back(self, holder: Seen) -> None:
+        held = self._holds.pop(holder, None)
         if held is not None:
             hold, timer = held
             timer.cancel()
             hold.release()
 
-    def _expire(self, task: Any, hold: Hold) -> None:
-        if self._holds.get(task, (None,))[0] is hold:
-            del self._holds[task]
-            self._expired.add(task)
+    def _expire(self, holder: Seen, hold: Hold) -> None:
+        if self._holds.get(holder, (None,))[0] is hold:
+            del self._holds[holder]
+            self._expired.add(holder)
             hold.release()
+
+
+def _check_alive(cell: Cell) -> None:
+    if cell.phase is Phase.STOPPED:
+        raise ActorStoppedError(f"actor {cell.name!r} stopped while its turn was held", actor=cell.name)

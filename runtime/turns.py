@@ -357,12 +357,17 @@ class StateTurns:
             form = self.form()
             self.tree = self.codec.to_tree(form.data if form.data is not None else self.codec.encode(form.value))
         delta = encode_patch(parts)
+        if self.limit is not None:
+            self.form()  # there is encoded data to go back to
         apply_patch(self.tree, delta)  # all or nothing
-        tree = self.tree
-        if self.deltas:
-            self.accept(MISSING, None, tree=tree, delta=delta)
-        else:
-            self.accept(MISSING, self.codec.from_tree(tree), tree=tree)
+        tree, data = self.tree, None
+        if self.limit is not None or not self.deltas:
+            try:
+                data = self.check_size(self.codec.from_tree(tree))
+            except BaseException:
+                self.tree = MISSING
+                raise
+        self.accept(MISSING, data, tree=tree, delta=delta if self.deltas else None)
         return self.version
 
     # Parts of the state, for lenses

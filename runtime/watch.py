@@ -10,6 +10,7 @@ from dgents.runtime.errors import ActorStoppedError, StateNotFoundError
 from dgents.runtime.turns import Snapshot
 
 if TYPE_CHECKING:
+    from dgents.runtime.actor import Cell
     from dgents.runtime.loops import Waiter
     from dgents.runtime.ref import Ref
 
@@ -26,6 +27,9 @@ class Watch(AsyncIterator[Snapshot[S]], Generic[S]):
         self._changed = True  # begin with the current version
         cell = ref._live()
         cell.runtime.check_thread()
+        self._join(cell)
+
+    def _join(self, cell: Cell) -> None:
         if cell.watchers is None:
             cell.watchers = WeakSet()  # one that is no longer iterated vanishes by itself
         cell.watchers.add(self)
@@ -55,6 +59,10 @@ class Watch(AsyncIterator[Snapshot[S]], Generic[S]):
 
     async def _newer(self) -> Snapshot[S] | None:
         try:
+            cell = self._ref._live()
+            if cell is not self._cell:  # it was stopped and spawned again
+                self._join(cell)
+                self._last = None
             snapshot: Snapshot[Any] = await self._ref.snapshot()
         except StateNotFoundError:
             return None

@@ -111,7 +111,7 @@ class WriteBehindBackend(CachingBackend):
 
     async def open(self) -> Opened:
         """Open the store and the journal; what the journal has and the store has not is replayed."""
-        opened = await self.inner.open()
+        opened = await self.reopen()
         self._stored = opened.record.version if opened.record is not None else 0
         if self._flush.journal is None:
             return opened
@@ -132,16 +132,15 @@ class WriteBehindBackend(CachingBackend):
         return self._behind
 
     def replay(self, cell: Cell) -> None:
-        """Give the actor the versions that only the journal had, to be flushed before long."""
+        """Tell what the store has, and give over what only the journal has, to be flushed before long."""
         assert self._behind is not None
-        if self._replayed:
-            self._behind.replay(self._replayed, self._requests)
-        else:
+        self._behind.resume(self._stored, self._replayed, self._requests)
+        if not self._replayed:
             self.forget_journal(cell)
         self._replayed = []
 
     async def reopen(self) -> Opened:
-        """Close and open the store, which failed in a flush; the journal stays."""
+        """Open the store, closing it first if it failed in a flush or in a turn; the journal stays."""
         await self.inner.close()
         return await self.inner.open()
 

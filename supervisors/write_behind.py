@@ -24,11 +24,12 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from msgspec.structs import replace
 
 from dgents.runtime.commit import Staged
 from dgents.runtime.contract import Record, Request
-from dgents.runtime.errors import DgentError, OwnershipLostError
+from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError
 from dgents.supervisors.policy import Backoff
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ class WriteBehind:
         self._backend = backend
         self._flush = flush
         self._hurried = stored + flush.max_pending  # the version at which a flush no longer waits
-        self._committer = cell.runtime.committer(backend.inner.store)
         self._backoff = Backoff(0.05, 5.0)
+        self.store_in_use = anyio.Lock()  # by a flush, or by a recovery that opens it again
         self._attempts = 0
         self._running = False
         self._in_flight: Staged | None = None
@@ -120,11 +121,16 @@ class WriteBehind:
         self._take(staged.records)
         self.mark(staged.last)
 
-    def replay(self, records: list[Record], requests: list[Request]) -> None:
-        """Take over what the journal had of an earlier life."""
-        self.requests += requests
-        self._take(records)
-        self.mark(records[-1].version)
+    def resume(self, stored: int, journaled: list[Record], requests: list[Request]) -> None:
+        """Begin anew after an opening: the store has all up to ``stored``, and the journal the rest."""
+        self.stored = stored
+        if not self.journaled:
+            return
+        self.acknowledged = stored
+        self._journaled = list(journaled)
+        self.requests = list(requests)
+        if journaled:
+            self.mark(journaled[-1].version)
 
     def _take(self, records: list[Record]) -> None:
         self._journaled += records
@@ -145,7 +151,9 @@ class WriteBehind:
         while self.count:
             if self.acknowledged < self._hurried and not self._waiters:
                 await self._pause(self._flush.max_delay)
-            await self._flush_once()
+            async with self.store_in_use:
+                if self.count:
+                    await self._flush_once()
         self._running = False
 
     async def _flush_once(self) -> None:
@@ -156,8 +164,14 @@ class WriteBehind:
         staged.requests = [request for request in self.requests if request.version <= staged.last]
         self._in_flight = staged
         self._settled = self._cell.loop.waiter()
-        self._committer.submit(staged)
-        error: DgentError | None = await self._settled
+        store = self._backend.inner.store  # another one after each reopening
+        if store is None:
+            error: DgentError | None = StorageError(
+                f"the store of {self._cell.name!r} is not open", actor=self._cell.name
+            )
+        else:
+            self._cell.runtime.committer(store).submit(staged)
+            error = await self._settled
         self._in_flight = None
         if error is None:
             self._flushed(staged.last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,36 +10,17 @@ import anyio
 import pytest
 
 import dgents
-from dgents.runtime.events import Event
+from tests.bench import Bench, open_bench
 from tests.calls import Calls, calls
 from tests.fake_store import FakeAgent, FakeStore, fails_after, fails_badly, fails_before, lies, refuses
 
 pytestmark = pytest.mark.anyio
 
-NO_PAUSE = dgents.Backoff(0, 0)
-
-
-class Bench:
-    """A runtime with one supervisor, a fake store, and what happened."""
-
-    def __init__(self, rt: dgents.Runtime, run: Calls, events: list[Event]) -> None:
-        self.rt = rt
-        self.run = run
-        self.events = events
-        self.store = FakeStore()
-
-    async def spawn(self, name: str = "a", **options: Any) -> dgents.Ref[Any]:
-        return await self.rt.spawn(name, FakeAgent(self.store), **options)
-
-    def kinds(self, name: str = "a") -> list[str]:
-        return [event.kind for event in self.events if event.actor == name]
-
 
 @pytest.fixture
 async def bench(anyio_backend: str) -> AsyncIterator[Bench]:
-    events: list[Event] = []
-    async with dgents.Runtime(on_event=events.append) as rt, calls() as run:
-        yield Bench(rt, run, events)
+    async with open_bench() as bench:
+        yield bench
 
 
 # The gate
@@ -273,19 +255,18 @@ async def test_a_poison_message_is_answered_and_set_aside_after_the_second_crash
     assert "dead_letter" not in bench.kinds()
 
 
-async def test_a_message_that_crashes_the_actor_twice_is_a_dead_letter(anyio_backend: str) -> None:
-    letters: list[Event] = []
-    store = FakeStore()
-    async with dgents.Runtime(on_event=letters.append) as rt:
-        a = await rt.spawn("a", FakeAgent(store))
-        await a.save("x")
-        cell = a._cell
-        broken = type("Broken", (), {"history": _always_fails})
-        cell.backend.history = broken.history  # type: ignore[method-assign]
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_message_that_crashes_the_actor_twice_is_one_dead_letter(bench: Bench, told: bool) -> None:
+    a = await bench.spawn()
+    await a.save("x")
+    a._cell.backend.history = _always_fails  # type: ignore[method-assign]
+    if told:
+        a.tell(dgents.History())
+    else:
         with pytest.raises(dgents.StorageError, match="poison"):
             await a.history()
-        assert await a.load() == "x"
-    assert [event.kind for event in letters].count("dead_letter") == 1
+    assert await a.load() == "x"
+    assert bench.kinds().count("dead_letter") == 1
 
 
 async def _always_fails(limit: int | None) -> list[Any]:
@@ -323,107 +304,88 @@ async def test_a_request_id_of_a_rolled_back_write_is_forgotten(bench: Bench) ->
 
 async def test_leaving_a_runtime_whose_store_hangs_answers_everybody_in_time(anyio_backend: str) -> None:
     store = FakeStore()
+    waiting = []
+
+    async def live(run: Calls) -> None:
+        async with dgents.Runtime(shutdown_timeout=0.05) as rt:
+            a = await rt.spawn("a", FakeAgent(store))
+            store.hold()
+            waiting.append(await run.blocked(a.save, 1))  # in flight
+            waiting.append(await run.blocked(a.save, 2))  # gathering behind it
+
     async with calls() as run:
         with anyio.fail_after(5), pytest.raises(dgents.StorageError, match="'a'"):
-            async with dgents.Runtime(shutdown_timeout=0.05) as rt:
-                a = await rt.spawn("a", FakeAgent(store))
-                store.hold()
-                first = await run.blocked(a.save, 1)  # in flight
-                second = await run.blocked(a.save, 2)  # gathering behind it
-        for call in (first, second):
+            await live(run)
+        for call in waiting:
             with pytest.raises(dgents.DgentError) as caught:
                 await call.result()
             assert caught.value.outcome == "unknown"
         store.let_go()
 
 
-async def test_a_write_of_an_actor_that_its_supervisor_stops_is_answered_when_its_commit_fails(
-    anyio_backend: str,
-) -> None:
-    """The group is given up while a commit of a sibling is in flight; that commit then fails."""
-    bad, good = FakeStore(), FakeStore()
-    async with dgents.Runtime(shutdown_timeout=1) as rt, calls() as run:
-        group = await rt.supervisor("group", max_restarts=0, backoff=NO_PAUSE)
-        a = await group.spawn("a", FakeAgent(bad))
-        b = await group.spawn("b", FakeAgent(good))
-        for _ in range(3):  # the root's budget
-            bad.faults.append(fails_before)
-            await a.save(0)
-        good.hold()
-        good.faults.append(fails_before)
-        write = await run.blocked(b.save, 1)
-        bad.faults.append(fails_before)
-        with pytest.raises(dgents.DgentError):
-            await a.save(0)
-        good.let_go()
-        with pytest.raises(dgents.DgentError):
-            await write.result()
+# Stores that break their contract
 
 
-# Supervision
+def _is_cancelled(store: FakeStore, writes: Any) -> Any:
+    raise asyncio.CancelledError
 
 
-@pytest.mark.parametrize(
-    ("strategy", "restarted"), [("one_for_one", "b"), ("one_for_all", "abc"), ("rest_for_one", "bc")]
-)
-async def test_a_strategy_restarts_whom_it_says(anyio_backend: str, strategy: Any, restarted: str) -> None:
-    stores = {name: FakeStore() for name in "abc"}
-    async with dgents.Runtime() as rt:
-        group = await rt.supervisor("group", strategy=strategy, backoff=NO_PAUSE)
-        refs = {name: await group.spawn(name, FakeAgent(store)) for name, store in stores.items()}
-        stores["b"].faults.append(fails_before)
-        assert await refs["b"].save(1) == 1
-        for ref in refs.values():
-            assert await ref.load(default=None) == (1 if ref.name == "b" else None)
-        assert "".join(name for name, store in stores.items() if len(store.opened) == 2) == restarted
+def _forgets_to_answer(store: FakeStore, writes: Any) -> Any:
+    return []
 
 
-async def test_a_spent_budget_is_escalated_and_the_group_is_restarted_as_a_whole(anyio_backend: str) -> None:
-    stores = {name: FakeStore() for name in "ab"}
-    events: list[Event] = []
-    async with dgents.Runtime(on_event=events.append) as rt:
-        group = await rt.supervisor("group", max_restarts=1, backoff=NO_PAUSE)
-        refs = {name: await group.spawn(name, FakeAgent(store)) for name, store in stores.items()}
-        for _ in range(2):
-            stores["a"].faults.append(fails_before)
-            await refs["a"].save(1)
-        await refs["b"].save(1)
-        assert len(stores["b"].opened) == 2
-    (escalated,) = [event for event in events if event.kind == "escalated"]
-    assert (escalated.actor, escalated.details["supervisor"], escalated.details["to"]) == ("a", "group", "root")
-
-
-async def test_a_temporary_actor_is_not_restarted(bench: Bench) -> None:
-    a = await bench.spawn(restart="temporary")
-    bench.store.faults.append(fails_before)
-    with pytest.raises(dgents.StorageError) as caught:
-        await a.save("x")
-    assert caught.value.outcome == "unknown"
-    assert bench.store.opened == ["a"]
-    with pytest.raises(dgents.ActorStoppedError):
-        await a.load()
-
-
-async def test_an_actor_that_fails_fast_refuses_messages_during_a_restart(bench: Bench) -> None:
-    a = await bench.spawn(while_restarting="fail")
-    bench.store.hold()
-    bench.store.faults.append(fails_before)
-    save = await bench.run.blocked(a.save, "x")
-    bench.store.hold_openings()
-    bench.store.let_go()
-    await anyio.wait_all_tasks_blocked()
-    with pytest.raises(dgents.StorageError, match="is being restarted"):
-        await a.load()
-    bench.store.let_openings_go()
-    assert await save.result() == 1
-
-
-async def test_siblings_are_unharmed_by_an_actor_that_is_given_up(bench: Bench) -> None:
-    good = await bench.rt.spawn("good", FakeAgent(FakeStore()))
+@pytest.mark.parametrize("fault", [_is_cancelled, _forgets_to_answer])
+async def test_a_commit_that_ends_as_none_should_is_a_failed_commit(bench: Bench, fault: Any) -> None:
     a = await bench.spawn()
+    bench.store.faults.append(fault)
+    save = bench.run(a.save, "x")
+    assert await save.result() == 1
+    assert bench.store.versions("a") == [1]
+
+
+async def test_a_backend_that_can_not_be_closed_does_not_hold_up_the_end(bench: Bench) -> None:
+    a = await bench.spawn()
+    await a.save("x")
+
+    async def fail() -> None:
+        raise OSError("injected")
+
+    a._cell.backend.close = fail  # type: ignore[method-assign]
+    with anyio.fail_after(2):
+        await bench.rt.stop("a")
+    assert bench.kinds()[-2:] == ["warning", "stopped"]
+
+
+# Shared stores
+
+
+async def spawn_shared(bench: Bench) -> dgents.Ref[int]:
+    ref: dgents.Ref[int] = await bench.rt.spawn("a", FakeAgent(bench.store, "shared"))
+    await ref.save(0)
+    return ref
+
+
+@pytest.mark.parametrize("fault", [fails_before, fails_after, fails_badly])
+async def test_an_update_of_a_shared_state_is_applied_once_when_its_commit_fails(bench: Bench, fault: Any) -> None:
+    a = await spawn_shared(bench)
+    bench.store.faults.append(fault)
+    assert await a.update(lambda n: n + 1) == 1
+    assert (await a.load(), bench.store.versions("a")) == (1, [1, 2])
+
+
+async def test_a_shared_transaction_whose_commit_was_applied_is_done(bench: Bench) -> None:
+    a = await spawn_shared(bench)
+    bench.store.faults.append(fails_after)
+    async with a.transaction() as tx:
+        tx.state += 1
+    assert await a.load() == 1
+
+
+async def test_a_shared_transaction_whose_commit_failed_says_what_became_of_it(bench: Bench) -> None:
+    a = await spawn_shared(bench)
     bench.store.faults.append(fails_before)
-    bench.store.open_faults = 1000
-    with pytest.raises(dgents.StorageError):
-        await a.save("x")
-    assert await good.save("fine") == 1
-    assert bench.rt.names() == ["good"]
+    with pytest.raises(dgents.StorageError, match="was not stored: injected") as caught:
+        async with a.transaction() as tx:
+            tx.state += 1
+    assert (caught.value.outcome, caught.value.actor) == ("rolled_back", "a")
+    assert await a.load() == 0

@@ -133,5 +133,5 @@ async def test_shared_writers_lose_no_update_when_their_clocks_stand_still(
         await refs[0].save(0)
         async with anyio.create_task_group() as tasks:
             for n in range(40):
-                tasks.start_soon(refs[n % 2].update, lambda number: number + 1)
-        assert [await ref.load() for ref in refs] == [40, 40]
+                tasks.start_soon(refs[n % 2].update, lambda number, step: number + step, (1, 1000)[n % 2])
+        assert [await ref.load() for ref in refs] == [20_020, 20_020]

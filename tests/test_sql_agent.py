@@ -194,9 +194,15 @@ def test_a_wrong_option_is_refused(options):
 
 
 def test_an_agent_is_a_picklable_description_that_hides_its_uri():
-    agent = SQLAgent("postgresql://me:secret@host/db", "t", dict, key="k", max_history=3)
+    agent = SQLAgent("sqlite:///secret.db", "t", dict, key="k", max_history=3)
     assert pickle.loads(pickle.dumps(agent)) == agent
     assert "secret" not in repr(agent)
+
+
+def test_a_url_of_another_kind_is_refused_without_its_password():
+    with pytest.raises(ValueError, match="postgresql") as caught:
+        SQLAgent("postgresql://me:secret@host/db")
+    assert "secret" not in str(caught.value)
 
 
 def test_sqlite_is_exclusive_unless_told_otherwise():

@@ -23,6 +23,7 @@ class Stage:
         self.rt = rt
         self.store = FakeStore()
         self._events = events
+        self._stream = rt.events()
 
     def happened(self, kind: str) -> list[str]:
         return [event.actor or "" for event in self._events if event.kind == kind]
@@ -30,8 +31,8 @@ class Stage:
     async def passivated(self, name: str) -> None:
         """Wait until the actor has left memory."""
         with anyio.fail_after(5):
-            while name in self.rt.names():
-                await anyio.sleep(0.001)
+            while name not in self.happened("passivated"):
+                await anext(self._stream)
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ async def test_an_actor_that_is_used_stays(stage: Stage) -> None:
     with anyio.fail_after(5):
         while "user/idle" in stage.rt.names():
             await busy.load()
-            await anyio.sleep(0.001)
+            await anyio.lowlevel.checkpoint()
     assert stage.rt.names() == ["user/busy"]
 
 

@@ -165,6 +165,7 @@ async def _compare(world: World, steps: int) -> None:
     ref = await world.spawn(max_history=KEPT)
     async with calls() as run:
         walk = Steps(world, ref, run, seeded())
+        await ref.load(default=None)  # from now on this task has seen the newest version
         for _ in range(steps):
             await walk.step()
 

@@ -95,10 +95,14 @@ class TestTransaction:
     async def test_an_exception_rolls_back(self, world: World) -> None:
         ref = await world.spawn()
         await ref.save([1])
-        with pytest.raises(ValueError, match="mine"):
+
+        async def fail() -> None:
             async with ref.transaction() as tx:
                 tx.state.append(2)
                 raise ValueError("mine")
+
+        with pytest.raises(ValueError, match="mine"):
+            await fail()
         assert await ref.load() == [1]
 
     async def test_a_transaction_that_changes_nothing_writes_nothing(self, world: World) -> None:

@@ -1,0 +1,238 @@
+"""Other threads and processes: what is refused, and the ways in."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+import dgents
+
+
+@pytest.mark.anyio
+class TestThreads:
+    @pytest.mark.parametrize(
+        "misuse",
+        [
+            lambda ref: ref.load,
+            lambda ref: lambda: ref.save(2),
+            lambda ref: lambda: ref.update(lambda n: n),
+            lambda ref: lambda: ref.patch({}),
+            lambda ref: ref.delete,
+            lambda ref: ref.history,
+            lambda ref: ref.snapshot,
+            lambda ref: ref.transaction().__aenter__,
+            lambda ref: ref.for_update().load,
+            lambda ref: lambda: ref.for_update().save(1),
+            lambda ref: ref.at("x").load,
+            lambda ref: lambda: ref.at("x").save(1),
+            lambda ref: lambda: ref.ask(dgents.Load()),
+            lambda ref: lambda: ref.ask(dgents.Save(1)),
+        ],
+    )
+    @pytest.mark.parametrize("foreign", ["asyncio", "trio"])
+    async def test_a_ref_used_in_another_thread_names_the_portal(
+        self, anyio_backend: str, misuse: Any, foreign: str
+    ) -> None:
+        async with dgents.Runtime() as rt:
+            ref = await rt.spawn("a", dgents.VolatileAgent(0))
+
+            async def use() -> None:
+                await misuse(ref)()
+
+            with pytest.raises(dgents.ActorStoppedError, match=r"rt\.portal"):
+                await anyio.to_thread.run_sync(lambda: anyio.run(use, backend=foreign))
+            assert await ref.load() == 0
+
+    async def test_telling_and_watching_from_another_thread_name_the_portal(self, anyio_backend: str) -> None:
+        async with dgents.Runtime() as rt:
+            ref = await rt.spawn("a", dgents.VolatileAgent(0))
+            for misuse in (lambda: ref.tell(dgents.Save(1)), ref.watch, rt.events):
+                with pytest.raises(dgents.ActorStoppedError, match=r"rt\.portal"):
+                    await anyio.to_thread.run_sync(misuse)
+
+    async def test_the_portal_is_the_way_in_from_a_thread(self, anyio_backend: str) -> None:
+        async with dgents.Runtime() as rt:
+            ref = await rt.spawn("a", dgents.VolatileAgent(0))
+
+            def work() -> tuple[int, int, int]:
+                loaded = rt.portal.call(ref.load)
+                for _ in range(20):
+                    rt.portal.call(ref.update, lambda n: n + 1)
+                return loaded, rt.portal.call(ref.save, 5), rt.portal.call(ref.load)
+
+            assert await anyio.to_thread.run_sync(work) == (0, 21, 5)
+            with pytest.raises(RuntimeError, match="await"):
+                rt.portal.call(ref.load)
+
+    async def test_a_thread_that_saves_over_what_it_has_not_seen_is_refused(self, anyio_backend: str) -> None:
+        async with dgents.Runtime() as rt:
+            ref = await rt.spawn("a", dgents.VolatileAgent(0))
+
+            def work() -> None:
+                rt.portal.call(ref.load)
+                thread = threading.Thread(target=rt.portal.call, args=(ref.update, lambda n: n + 1))
+                thread.start()
+                thread.join()
+                with pytest.raises(dgents.StaleStateError):
+                    rt.portal.call(ref.save, 5)
+                with pytest.raises(dgents.StateNotFoundError):
+                    rt.portal.call(ref.at("x").load)
+
+            await anyio.to_thread.run_sync(work)
+
+    async def test_many_threads_lose_no_update(self, anyio_backend: str) -> None:
+        async with dgents.Runtime() as rt:
+            ref = await rt.spawn("a", dgents.VolatileAgent(0))
+
+            def work() -> None:
+                for _ in range(20):
+                    rt.portal.call(ref.update, lambda n: n + 1)
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    tasks.start_soon(anyio.to_thread.run_sync, work)
+            assert await ref.load() == 100
+
+    async def test_a_closed_portal_says_so(self, anyio_backend: str) -> None:
+        async with dgents.Runtime() as rt:
+            ref = await rt.spawn("a", dgents.VolatileAgent(0))
+        with pytest.raises(dgents.ActorStoppedError):
+            await anyio.to_thread.run_sync(lambda: rt.portal.call(ref.load))
+
+
+@pytest.mark.anyio
+async def test_a_forked_child_can_not_use_its_parents_runtime(anyio_backend: str, tmp_path: Path) -> None:
+    async with dgents.Runtime() as rt:
+        ref = await rt.spawn("a", dgents.SQLAgent(str(tmp_path / "s.db")))
+        await ref.save("parent")
+        child = os.fork()
+        if child == 0:
+            os._exit(_use_parents(ref))
+        _, status = await anyio.to_thread.run_sync(os.waitpid, child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert await ref.load() == "parent"
+
+
+def _use_parents(ref: dgents.Ref[Any]) -> int:
+    signal.alarm(10)
+    for call in (ref.load, lambda: ref.save("child"), lambda: ref.update(str)):
+        steps = call().__await__()
+        try:
+            next(steps)
+        except dgents.ActorStoppedError as error:
+            if "forked" not in str(error):
+                return 2
+        except BaseException:
+            return 3
+        else:
+            return 1
+    return 0
+
+
+@pytest.mark.anyio
+class TestPickledRefs:
+    async def test_a_ref_is_pickled_by_name(self, anyio_backend: str) -> None:
+        async with dgents.Runtime() as rt, dgents.Runtime() as other:
+            ref = await rt.spawn("a", dgents.VolatileAgent(0))
+            await other.spawn("a", dgents.VolatileAgent(1))
+            twin = pickle.loads(pickle.dumps(ref))
+            assert twin == ref
+            assert twin != other.get("a")
+            assert await twin.load() == 0
+
+    async def test_a_ref_out_of_reach_of_its_runtime_is_refused(self, anyio_backend: str) -> None:
+        async with dgents.Runtime() as rt:
+            data = pickle.dumps(await rt.spawn("a", dgents.VolatileAgent(0)))
+        with pytest.raises(dgents.ActorStoppedError, match="'a'"):
+            pickle.loads(data)
+
+
+# Synchronous programs
+
+
+class TestOpenSync:
+    @pytest.fixture
+    def rt(self) -> Iterator[Any]:
+        with dgents.open_sync() as rt:
+            yield rt
+
+    def test_refs_have_the_same_methods_without_await(self, rt: Any) -> None:
+        ref = rt.spawn("a", dgents.VolatileAgent({"n": 0}))
+        assert ref.load() == {"n": 0}
+        assert ref.update(lambda state: {"n": state["n"] + 1}) == {"n": 1}
+        assert ref.save({"n": 5}) == 2
+        assert ref.at("n").load() == 5
+        assert ref.history(1) == [{"n": 5}]
+        assert rt.get("a").snapshot().version == 2
+        ref.tell(dgents.Save({"n": 6}))
+        assert ref.load() == {"n": 6}
+        assert rt.names() == ["a"]
+        assert "a [VolatileAgent]" in rt.tree()
+
+    def test_a_transaction_is_a_plain_with_block(self, rt: Any) -> None:
+        ref = rt.spawn("a", dgents.VolatileAgent([1]))
+        with ref.transaction() as tx:
+            tx.state = [*tx.state, 2]
+
+        def fail() -> None:
+            with ref.transaction() as tx:
+                tx.state = []
+                raise ValueError("mine")
+
+        with pytest.raises(ValueError, match="mine"):
+            fail()
+        assert ref.load() == [1, 2]
+
+    def test_watch_is_a_plain_loop(self, rt: Any) -> None:
+        ref = rt.spawn("a", dgents.VolatileAgent(0))
+        for snapshot in ref.watch():
+            if snapshot.state == 3:
+                break
+            ref.update(lambda n: n + 1)
+        assert snapshot.version == 3
+
+    def test_a_view_for_update_and_staleness_work_as_ever(self, rt: Any) -> None:
+        ref = rt.spawn("a", dgents.VolatileAgent(0))
+        view = ref.for_update()
+        assert view.save(view.load() + 1) == 1
+        ref.load()
+        thread = threading.Thread(target=ref.update, args=(lambda n: n + 1,))
+        thread.start()
+        thread.join()
+        with pytest.raises(dgents.StaleStateError):
+            ref.save(9)
+
+    def test_errors_and_supervisors_pass_through(self, rt: Any) -> None:
+        group = rt.supervisor("group")
+        ref = group.spawn("a", dgents.VolatileAgent())
+        with pytest.raises(dgents.StateNotFoundError):
+            ref.load()
+        with pytest.raises(dgents.NameTakenError):
+            rt.spawn("a", dgents.VolatileAgent())
+
+    def test_what_the_block_raises_passes_and_the_thread_ends(self) -> None:
+        before = threading.active_count()
+
+        def fail() -> None:
+            with dgents.open_sync() as rt:
+                rt.spawn("a", dgents.VolatileAgent(0))
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert threading.active_count() <= before + 1
+
+    def test_after_the_end_everything_is_refused(self) -> None:
+        with dgents.open_sync() as rt:
+            ref = rt.spawn("a", dgents.VolatileAgent(0))
+        with pytest.raises(dgents.ActorStoppedError):
+            ref.load()
