@@ -20,6 +20,7 @@ from dgents.backends.file_upkeep import Settings
 from dgents.backends.files import safe_name
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import StorageError
+from dgents.runtime.reminders import Entries, Ledger
 
 S = TypeVar("S")
 Durability: TypeAlias = Literal["fsync", "os"]
@@ -74,10 +75,26 @@ class PersistentAgent(Generic[S]):
         if isinstance(bound, bool) or not isinstance(bound, int) or bound < 0:
             raise ValueError(f"max_history {bound!r} is not a number of versions, 0 or more")
 
+    def reminders(self, name: str) -> Ledger:
+        """Return where the reminders of the actor ``name`` are kept: in a folder beside the state's file."""
+        path = os.fspath(self.path)
+        in_folder = path.endswith(_SEPARATORS) or os.path.isdir(path)
+        file = Path(path, safe_name(name)) if in_folder else Path(path)
+        return file_ledger(file.absolute().parent / ".reminders" / file.name)
+
     def backend(self, name: str, resources: Resources) -> FileBackend:
         """Make the backend of the actor ``name``; no I/O happens before `Backend.open`."""
         settings = Settings(Shape(self.format, self.compression), self.max_history, self.durability == "fsync")
         return FileBackend(os.fspath(self.path), name, settings, resources)
+
+
+def file_ledger(path: Path) -> Ledger:
+    """Return a ledger of reminders in a file of its own."""
+
+    async def exists() -> bool:
+        return os.path.exists(path)  # noqa: ASYNC240 (a microsecond, where a thread costs a hundred)
+
+    return Ledger(PersistentAgent(path, schema=Entries, format="msgpack", max_history=0), exists)
 
 
 class FileBackend:

@@ -16,12 +16,14 @@ from dgents.backends.redis_ref import RedisRef
 from dgents.backends.redis_url import RedisPlace, parse_redis_url
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import StateCorruptionError, StorageError, UnsupportedOperationError
+from dgents.runtime.reminders import Entries, Ledger
 
 if TYPE_CHECKING:
     from dgents.backends.redis_store import RedisStore
 
 S = TypeVar("S")
 
+REMINDERS_KEY = "dgents:reminders"
 _SETTLED_LIFE = 24 * 3600.0  # seconds that the mark of a write that never arrived is kept; no network delays longer
 
 
@@ -84,6 +86,10 @@ class RedisAgent(Generic[S]):
         """Where the URL points to; ``place.safe`` may be printed."""
         return parse_redis_url(self.redis_url)
 
+    def reminders(self, name: str) -> Ledger:
+        """Return where the reminders of the actor ``name`` are kept: in a state of the same Redis database."""
+        return redis_ledger(self.redis_url)
+
     def backend(self, name: str, resources: Resources) -> RedisBackend:
         """Make the backend of the actor ``name``; no I/O happens before `Backend.open`.
 
@@ -99,6 +105,15 @@ class RedisAgent(Generic[S]):
                 "a RedisAgent needs redis-py and hiredis", actor=name, hint="pip install 'dgents[redis]'"
             ) from error
         return RedisBackend(name, self, resources)
+
+
+def redis_ledger(redis_url: str) -> Ledger:
+    """Return the ledger of reminders in a Redis database; any number of processes may share it."""
+
+    async def exists() -> bool:
+        return True  # to ask would cost as much as to open it, which writes nothing
+
+    return Ledger(RedisAgent(redis_url, REMINDERS_KEY, Entries), exists)
 
 
 class RedisBackend:

@@ -7,14 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
+import anyio.to_thread
+
 from dgents.backends.sql_ref import SQLRef
 from dgents.backends.sqlite import SqliteBackend
-from dgents.backends.sqlite_tables import check_table_name, states_table
+from dgents.backends.sqlite_tables import check_table_name, has_table, states_table
 from dgents.runtime.contract import Backend, Ownership, Resources
+from dgents.runtime.reminders import Entries, Ledger
 
 S = TypeVar("S")
 
 _SQLITE = "sqlite:///"
+REMINDERS = "_dgents_reminders"  # the table
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class SQLAgent(Generic[S]):
             _check_key(self.key)
         sqlite_path(self.db_uri)
 
+    def reminders(self, name: str) -> Ledger:
+        """Return where the reminders of the actor ``name`` are kept: in a table of the same database."""
+        return sql_ledger(self.db_uri, self.table)
+
     def backend(self, name: str, resources: Resources) -> Backend:
         """Make the backend of the actor ``name``; no I/O happens before `Backend.open`.
 
@@ -77,6 +85,16 @@ class SQLAgent(Generic[S]):
             max_history=self.max_history,
             ownership=self.ownership or "exclusive",
         )
+
+
+def sql_ledger(db_uri: str, key: str) -> Ledger:
+    """Return the ledger ``key`` of reminders in a database; any number of processes may share it."""
+    agent = SQLAgent(db_uri, REMINDERS, Entries, key=key, max_history=0, ownership="shared")
+
+    async def exists() -> bool:
+        return await anyio.to_thread.run_sync(has_table, sqlite_path(db_uri), REMINDERS)
+
+    return Ledger(agent, exists)
 
 
 def sqlite_path(db_uri: str) -> str:

@@ -14,8 +14,9 @@ from dgents.backends.event_log import EventLog
 from dgents.backends.event_log_journal import JournalLog
 from dgents.backends.event_log_memory import MemoryLog
 from dgents.backends.event_log_sqlite import SqliteLog
+from dgents.backends.file import file_ledger
 from dgents.backends.files import safe_name
-from dgents.backends.sql import sqlite_path
+from dgents.backends.sql import sql_ledger, sqlite_path
 from dgents.backends.sqlite_tables import check_table_name
 from dgents.backends.stream_backend import Plan, StreamBackend
 from dgents.backends.stream_cell import StreamCell
@@ -24,6 +25,7 @@ from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Resources
 from dgents.runtime.errors import UnsupportedOperationError
 from dgents.runtime.migrations import Migration
+from dgents.runtime.reminders import Ledger
 from dgents.runtime.shapes import field_names
 
 E = TypeVar("E")
@@ -132,6 +134,20 @@ class StreamAgent(Generic[E, S]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+    def reminders(self, name: str) -> Ledger | None:
+        """Return where the reminders of the actor ``name`` are kept: beside its events."""
+        log = self.event_log
+        if log is None or isinstance(log, list):
+            return None
+        uri = os.fspath(log)
+        if uri.startswith(_REDIS):
+            from dgents.backends.redis import redis_ledger
+
+            return redis_ledger(uri)
+        if "://" in uri:
+            return sql_ledger(uri, self.table)
+        return file_ledger(Path(uri).absolute() / ".reminders" / safe_name(self.key or name))
 
     def backend(self, name: str, resources: Resources) -> StreamBackend[S]:
         """Make the backend of the actor ``name``; no I/O happens before `Backend.open`.

@@ -132,6 +132,15 @@ class StreamCell(Cell):
             raise self.named(error) from error.__cause__
         return packed
 
+    def save_event(self, event: Any) -> bytes:
+        """Return an event as it is kept outside of the log, in a reminder or a checkpoint."""
+        packed = self.pack(event)
+        return msgspec.msgpack.encode(StoredEvent(0, 0, 0.0, packed.schema, packed.tag, msgspec.Raw(packed.payload)))
+
+    def load_event(self, body: bytes) -> Any:
+        """Return an event that was kept by `save_event`."""
+        return self.events.unpack(msgspec.msgpack.decode(body, type=StoredEvent))
+
     def append(self, packed: Sequence[Packed], if_version: int | None = None) -> int:
         """Append events, all or none, and return the number of the last one.
 

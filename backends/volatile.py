@@ -40,6 +40,9 @@ class VolatileAgent(Generic[S]):
         if self.max_history < 0:
             raise ValueError(f"max_history is {self.max_history}; give 0 or more")
 
+    def reminders(self, name: str) -> None:
+        """Keep the reminders in memory, like the state."""
+
     def backend(self, name: str, resources: Resources) -> VolatileBackend:
         return VolatileBackend(name, self.max_history)
 

@@ -10,7 +10,6 @@ Example:
     1
 """
 
-# from dgents.backends.file import PersistentAgent
 from dgents.backends.file import PersistentAgent
 from dgents.backends.redis import RedisAgent
 from dgents.backends.sql import SQLAgent
@@ -20,6 +19,7 @@ from dgents.backends.vector import VectorAgent
 from dgents.backends.vector_ref import VectorRef
 from dgents.backends.vector_search import Hit
 from dgents.backends.volatile import VolatileAgent
+from dgents.runtime.data_agent import DataAgent
 from dgents.runtime.errors import (
     ActorError,
     ActorStoppedError,
@@ -45,6 +45,7 @@ from dgents.runtime.events import Event
 from dgents.runtime.lens import Lens
 from dgents.runtime.messages import Append, Delete, History, Load, Message, Patch, Save, Search, Update
 from dgents.runtime.ref import Ref
+from dgents.runtime.saved_message import remindable
 from dgents.runtime.stats import ActorStats
 from dgents.runtime.symbiont import Symbiont
 from dgents.runtime.transaction import Transaction
@@ -64,6 +65,7 @@ __all__ = [
     "AskTimeoutError",
     "Backoff",
     "CachedAgent",
+    "DataAgent",
     "DeadlockError",
     "Delete",
     "DgentError",
@@ -108,4 +110,5 @@ __all__ = [
     "VersionConflictError",
     "VolatileAgent",
     "open_sync",
+    "remindable",
 ]

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from dgents.backends.redis import REMINDERS_KEY
 from dgents.backends.redis_client import Client
 from dgents.backends.redis_commit import refused_value
 from dgents.backends.redis_connect import connect
@@ -54,7 +55,8 @@ class RedisStates:
 
     def entries(self) -> Iterator[Entry]:
         for key in self._call(self._keys):
-            yield entry(partial(self._read, key))
+            if key != REMINDERS_KEY:
+                yield entry(partial(self._read, key))
 
     def find(self, key: str, table: str | None = None) -> list[Stored]:
         stored = self._read(key)

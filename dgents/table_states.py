@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from dgents.backends.sql import REMINDERS
 from dgents.backends.sqlite_inspect import SqliteInspector
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StateCorruptionError, StorageError
@@ -21,7 +22,7 @@ def open_sqlite(path: str, table: str | None = None) -> Iterator[Store]:
         StateCorruptionError: it is no database, or a broken one.
     """
     with SqliteInspector(path) as database:
-        tables = database.tables()
+        tables = [name for name in database.tables() if name != REMINDERS]
         if table is not None and table not in tables:
             raise StorageError(f"there is no table {table!r} of states in {path}", retryable=False)
         yield TableStates(database, tables if table is None else [table])

@@ -19,7 +19,7 @@ import msgspec
 
 from dgents.runtime.codec import Codec
 from dgents.runtime.errors import StateCorruptionError, StateSerializationError
-from dgents.runtime.messages import Delete, Message, Patch, Save
+from dgents.runtime.saved_message import SavedMessage, save_message
 from dgents.runtime.tell import Receipt
 from dgents.runtime.transaction import Hold
 
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
     from dgents.runtime.turns import Form
 
 _MAGIC = b"dgents-checkpoint\x001\n"
-
-
-class SavedMessage(msgspec.Struct):
-    """A queued `tell`, as data."""
-
-    kind: str
-    body: bytes
 
 
 class SavedActor(msgspec.Struct):
@@ -59,7 +52,7 @@ async def take_cut(refs: Sequence[Ref[Any]]) -> Cut:
     """Hold all actors, and return their states and their queued messages.
 
     Raises:
-        StateSerializationError: a queued `tell` is not data (an `Update` with a function); it names it.
+        StateSerializationError: a queued `tell` is not data, an `Update` with a function, say; it names it.
     """
     cells = sorted((ref._live() for ref in refs), key=lambda cell: cell.name)
     async with AsyncExitStack() as held:
@@ -76,7 +69,7 @@ def _save(cell: Cell, hold: Hold) -> SavedActor:
     form = hold.form
     data = None if form is None else _portable(cell, form)
     messages = [
-        _save_message(cell, envelope.message)
+        save_message(cell, envelope.message)
         for envelope in cell.mailbox.waiting()
         if isinstance(envelope.waiter, Receipt)
     ]
@@ -91,30 +84,6 @@ def _portable(cell: Cell, form: Form) -> bytes:
         return Codec(cell.codec.schema).encode(form.decode(cell.codec))
     except StateSerializationError as error:
         raise cell.named(error) from None
-
-
-def _save_message(cell: Cell, message: Any) -> SavedMessage:
-    kind = type(message).__name__
-    if isinstance(message, Save):
-        return SavedMessage(kind, Codec(cell.codec.schema).encode(message.state))
-    if isinstance(message, Patch):
-        return SavedMessage(kind, Codec[Any]().encode(dict(message.changes)))
-    if isinstance(message, Delete):
-        return SavedMessage(kind, b"")
-    raise StateSerializationError(
-        f"a queued {kind} in the mailbox of {cell.name!r} can't be part of a checkpoint: it is not data",
-        actor=cell.name,
-        hint="tell Save, Patch or Delete messages, or take the checkpoint when the mailbox is empty",
-    )
-
-
-def load_message(cell: Cell, saved: SavedMessage) -> Message[Any]:
-    """Return a saved message as what it was."""
-    if saved.kind == "Save":
-        return Save(Codec(cell.codec.schema).decode(saved.body))
-    if saved.kind == "Patch":
-        return Patch(Codec[Any]().decode(saved.body))
-    return Delete()
 
 
 def dump(cut: Cut) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from _thread import get_ident
 from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime, timedelta
 from time import time
 from typing import Any, Generic, TypeVar
 
@@ -280,6 +281,43 @@ class Ref(Generic[S]):
         cell = self._live()
         await cell.call(cell.flush, alone=True)
 
+    # Reminders
+
+    async def remind(
+        self,
+        name: str,
+        message: Message[Any],
+        *,
+        at: datetime | None = None,
+        every: float | timedelta | None = None,
+    ) -> None:
+        """Send the actor a message later, also if this runtime goes down meanwhile; durable when this returns.
+
+        The reminder is kept in the actor's store. It is delivered at least once; a durable state takes it once. What
+        falls due while no runtime has the actor is delivered when one has it again: once, also if it was due often.
+
+        Args:
+            name: of the reminder; a new one takes the place of the old one of this name.
+            message: `Save`, `Patch`, `Append` or `Delete`; or an `Update` with a function that `remindable` declares.
+            at: when, with a time zone.
+            every: seconds between one and the next; the first is at ``at``, or after that many seconds.
+
+        Raises:
+            StateSerializationError: the message is not data.
+            UnsupportedOperationError: the actor's store has no place for reminders (vectors).
+            ValueError: no time is given, or one without a time zone.
+
+        Example:
+            >>> await ref.remind("renew", Patch({"expired": True}), at=datetime.now(UTC) + timedelta(days=30))
+        """
+        cell = self._live()
+        await cell.runtime.reminders.remind(cell, name, message, at, every)
+
+    async def forget(self, name: str) -> None:
+        """Cancel the reminder of this name; if there is none, nothing happens."""
+        cell = self._live()
+        await cell.runtime.reminders.forget(cell, name)
+
     # Parts, transactions
 
     def at(self, path: str) -> Lens[Any]:
@@ -387,3 +425,8 @@ class _Blind(Ref[Any]):
 
     def _guard(self, if_version: int | None) -> int | None:
         return None
+
+
+def blind(cell: Cell) -> Ref[Any]:
+    """Return a ref for messages that nobody's task has sent: it has seen nothing."""
+    return _Blind(cell)

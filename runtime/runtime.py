@@ -28,7 +28,8 @@ from dgents.runtime.loops import Loop, running_loop
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.phase import Phase
 from dgents.runtime.portal import Portal
-from dgents.runtime.ref import Ref
+from dgents.runtime.ref import Ref, blind
+from dgents.runtime.reminders import Reminders
 from dgents.runtime.resources import SharedResources
 from dgents.runtime.stats import ActorStats, stats_of
 from dgents.runtime.virtual import Family
@@ -70,6 +71,8 @@ class BaseRuntime:
         self._cells: dict[str, Cell | None] = {}  # None: being spawned
         self._virtual: WeakValueDictionary[str, Cell] = WeakValueDictionary()
         self._families: list[Family] = []
+        self._internal: set[str] = set()  # names of actors of our own
+        self.reminders = Reminders(self)
         self._codecs: dict[Any, Codec[Any]] = {}
         self._committers: WeakKeyDictionary[Any, Committer] = WeakKeyDictionary()
 
@@ -118,6 +121,7 @@ class BaseRuntime:
         """Stop everything within the deadline; return what is to be said of what could not be flushed."""
         import anyio
 
+        self.reminders.close()
         for family in self._families:
             family.close()
         with anyio.move_on_after(self.shutdown_timeout):
@@ -180,7 +184,15 @@ class BaseRuntime:
         self._cells[name] = cell
         cell.rest()
         self.emit("spawned", name, agent=type(agent).__name__)
+        if name not in self._internal:
+            await self.reminders.discover(cell)
         return self._ref(cell)
+
+    async def start_internal(self, what: str, agent: Agent) -> Ref[Any]:
+        """Start an actor of the runtime's own, which `names` and `stats` leave out."""
+        name = f"dgents/{what}/{len(self._internal) + 1}"
+        self._internal.add(name)
+        return await self.start(name, agent, self.supervise)
 
     def _make_cell(self, name: str, agent: Agent) -> Cell:
         cell_type = cast(type[Cell], getattr(agent, "cell_type", Cell))
@@ -199,7 +211,7 @@ class BaseRuntime:
 
     def names(self) -> list[str]:
         """Return the names of the actors that run, in the order in which they were spawned."""
-        return [name for name, cell in self._cells.items() if cell is not None]
+        return [name for name, cell in self._cells.items() if cell is not None and name not in self._internal]
 
     async def stop(self, ref: Ref[Any] | str) -> None:
         """Stop an actor: what is queued is answered, what was written is flushed, its backend is closed.
@@ -276,6 +288,18 @@ class BaseRuntime:
             self._forget(cell)
             raise
         self.emit("activated", cell.name)
+        await self.reminders.discover(cell)
+
+    def addressable(self, name: str) -> Cell | None:
+        """Return the actor of a name, virtual ones included, or None."""
+        cell = self._cells.get(name)
+        if cell is None and self._family(name) is not None and not self.closing:
+            cell = self.ref(name)._cell
+        return cell
+
+    def blind_ref(self, cell: Cell) -> Ref[Any]:
+        """Return a ref for messages that nobody's task has sent."""
+        return blind(cell)
 
     def passivated(self, cell: Cell) -> None:
         """Take note that a virtual actor has left memory."""
@@ -329,7 +353,7 @@ class BaseRuntime:
 
     def stats(self) -> dict[str, ActorStats]:
         """Return a snapshot of the figures of each actor."""
-        return {name: stats_of(cell) for name, cell in self._cells.items() if cell is not None}
+        return {name: stats_of(cell) for name in self.names() if (cell := self._cells[name]) is not None}
 
     # Threads and forks
 

@@ -19,11 +19,12 @@ from dgents.backends.file import PersistentAgent
 from dgents.backends.files import storage_errors, write_atomically
 from dgents.backends.sql import SQLAgent
 from dgents.backends.volatile import VolatileAgent
-from dgents.runtime.checkpoint import Cut, SavedActor, dump, load_message, parse, take_cut
+from dgents.runtime.checkpoint import Cut, SavedActor, dump, parse, take_cut
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Agent
 from dgents.runtime.errors import StateSerializationError
 from dgents.runtime.ref import Ref
+from dgents.runtime.saved_message import load_message
 from dgents.runtime.turns import MISSING
 
 if TYPE_CHECKING:

@@ -87,7 +87,7 @@ async def test_a_queued_function_is_refused_by_name(tmp_path: Path) -> None:
         async with ref.transaction(), anyio.create_task_group() as tasks:
 
             async def refused() -> None:
-                with pytest.raises(dgents.StateSerializationError, match="a queued Update"):
+                with pytest.raises(dgents.StateSerializationError, match="this Update"):
                     await rt.checkpoint(tmp_path / "cut", [ref])
 
             # The checkpoint waits for this transaction; what is told after it lies in the mailbox at the cut.
