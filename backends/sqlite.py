@@ -55,7 +55,8 @@ class SqliteBackend:
         self.actor = actor or key
         self.max_history = max_history
         self.ownership: Ownership = ownership
-        self._kept = max(1, max_history)
+        self.kept = max(1, max_history)
+        self.has_one_row = False  # an owner's that keeps one version: known after its first commit
         self._busy_timeout = busy_timeout
         self._resources = resources
         # What else is to be stored in the transaction of a write, for a log of events.
@@ -77,6 +78,7 @@ class SqliteBackend:
             StorageError: the database can't be used, or has a table of this name that is not ours.
         """
         try:
+            self.has_one_row = False
             store = await self._acquire()
             if self.ownership == "exclusive":
                 return await store.claim(self.place, self.actor, self)
@@ -95,7 +97,7 @@ class SqliteBackend:
         Raises:
             StateCorruptionError: one of them fails its checksum or is missing.
         """
-        count = self._kept if limit is None else min(limit, self._kept)
+        count = self.kept if limit is None else min(limit, self.kept)
         return await self._open_store().history(self.place, count) if count > 0 else []
 
     async def requests(self) -> list[Request]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dgents.backends.batcher import Batcher
 from dgents.backends.sqlite_connection import BUSY_TIMEOUT
@@ -24,6 +25,9 @@ from dgents.backends.sqlite_transactions import (
 from dgents.runtime.contract import Opened, Record, Request, Resources, Write
 from dgents.runtime.errors import DgentError
 
+if TYPE_CHECKING:
+    from dgents.backends.sqlite import SqliteBackend
+
 
 class SqliteStore:
     """Commits what many actors write in one transaction, and reads what many of them ask for in another.
@@ -42,7 +46,12 @@ class SqliteStore:
     async def commit(self, writes: Sequence[Write]) -> Sequence[DgentError | None]:
         """Make the writes durable in one transaction with one fsync; see `contract.Store.commit`."""
         schemas = self.database.schemas
-        return await self.database.write(lambda connection: write_states(connection, writes, schemas))
+        answers = await self.database.write(lambda connection: write_states(connection, writes, schemas))
+        for write, refusal in zip(writes, answers, strict=True):
+            backend: SqliteBackend = write.backend  # type: ignore[assignment]  # a store gets only its own
+            if backend.kept == 1 and refusal is None and backend.ownership == "exclusive":
+                backend.has_one_row = True
+        return answers
 
     async def claim(self, place: Place, actor: str, holder: object) -> Opened:
         """Make a state ``holder``'s own, with the next epoch.

@@ -104,6 +104,8 @@ class StatesTable:
             WHERE key = ?3 AND version = ?4"""
         self.begin_shared = f"INSERT OR IGNORE INTO {heads} VALUES (?3, ?1, ?4, ?2, 0, NULL)"
         self.insert = f"INSERT INTO {rows} VALUES (?, ?, ?, ?, ?, ?, ?)"
+        self.replace = f"""UPDATE {rows} SET version = ?2, epoch = ?3, timestamp = ?4, schema = ?5, checksum = ?6,
+            state = ?7 WHERE key = ?1 AND version = ?8"""
         self.trim = f"DELETE FROM {rows} WHERE key = ? AND version <= ?"
         self.count_requests = f"UPDATE {heads} SET requests = requests + ? WHERE key = ?"
         self.requests_so_far = f"SELECT requests FROM {heads} WHERE key = ?"

@@ -30,6 +30,7 @@ from dgents.runtime.errors import (
     OwnershipLostError,
     StateLockedError,
     StateTooLargeError,
+    StorageError,
     VersionConflictError,
 )
 
@@ -162,29 +163,35 @@ def write_states(
         schemas: the tables and schema versions that are known to be registered; some may be added.
     """
     rows: dict[StatesTable, list[tuple[Any, ...]]] = defaultdict(list)
+    replaced: dict[StatesTable, list[tuple[Any, ...]]] = defaultdict(list)
     trims: dict[StatesTable, list[tuple[str, int]]] = defaultdict(list)
-    answers: list[DgentError | None] = []
-    largest = connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - _ROW_OVERHEAD
-    for write in writes:
-        backend: SqliteBackend = write.backend  # type: ignore[assignment]  # a store gets only its own
-        refusal = _too_large(write, largest) or _advance(connection, backend, write)
-        answers.append(refusal)
+    answers = _advance_all(connection, writes)
+    for write, refusal in zip(writes, answers, strict=True):
         if refusal is not None:
             continue
-        table, key, kept = backend.table, backend.key, max(1, backend.max_history)
-        # A version that the bound would drop again within this very batch need not be written.
-        rows[table].extend([to_row(key, record) for record in write.records[-kept:]])
-        oldest = write.records[-1].version - kept + 1
-        if oldest > 1 and write.base:
-            trims[table].append((key, oldest - 1))
+        backend: SqliteBackend = write.backend  # type: ignore[assignment]  # a store gets only its own
+        table, key, kept = backend.table, backend.key, backend.kept
+        if backend.has_one_row:
+            replaced[table].append((*to_row(key, write.records[-1]), write.base))
+        else:
+            # A version that the bound would drop again within this very batch need not be written.
+            rows[table].extend([to_row(key, record) for record in write.records[-kept:]])
+            oldest = write.records[-1].version - kept + 1
+            if oldest > 1 and write.base:
+                trims[table].append((key, oldest - 1))
         if write.requests:
             _remember(connection, backend.place, write.requests)
         if backend.alongside is not None:
             backend.alongside(connection, write)
     for table, inserted in rows.items():
         connection.executemany(table.insert, inserted)
-        for schema in {row[_SCHEMA] for row in inserted}:
-            _register(connection, table, schema, schemas)
+    for table, changed in replaced.items():
+        if connection.executemany(table.replace, changed).rowcount != len(changed):
+            raise StorageError(f"a row is missing in table {table.name!r}; nothing was written", outcome="rolled_back")
+    for written in (rows, replaced):
+        for table, some in written.items():
+            for schema in {row[_SCHEMA] for row in some}:
+                _register(connection, table, schema, schemas)
     for table, trimmed in trims.items():
         connection.executemany(table.trim, trimmed)
     return answers
@@ -213,11 +220,43 @@ def _current(connection: sqlite3.Connection, place: Place, path: str) -> tuple[A
     return head, record
 
 
+def _advance_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[DgentError | None]:
+    """Move the heads: those of one table's owners by one statement, unless one of them is refused."""
+    largest = connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - _ROW_OVERHEAD
+    refusals: list[DgentError | None] = [_too_large(write, largest) for write in writes]
+    backends: list[SqliteBackend] = [write.backend for write in writes]  # type: ignore[misc]  # only its own
+    table = backends[0].table
+    if (
+        len(writes) > 1
+        and not any(refusals)
+        and all(backend.ownership == "exclusive" and backend.table is table for backend in backends)
+    ):
+        connection.execute("SAVEPOINT heads")
+        moves = [
+            (*_move(write, backend), write.records[-1].epoch) for write, backend in zip(writes, backends, strict=True)
+        ]
+        if connection.executemany(table.advance_owned, moves).rowcount == len(writes):
+            connection.execute("RELEASE heads")
+            return refusals
+        connection.execute("ROLLBACK TO heads")
+        connection.execute("RELEASE heads")
+    return [
+        refusal or _advance(connection, backend, write)
+        for refusal, backend, write in zip(refusals, backends, writes, strict=True)
+    ]
+
+
+def _move(write: Write, backend: SqliteBackend) -> tuple[int, int, str, int]:
+    """Return where a head goes: its version, the oldest one that is kept; and whose it is, where it must be."""
+    version = write.records[-1].version
+    return version, version - backend.kept + 1, backend.key, write.base
+
+
 def _advance(connection: sqlite3.Connection, backend: SqliteBackend, write: Write) -> DgentError | None:
     table, key = backend.place
     last = write.records[-1]
-    oldest = last.version - max(1, backend.max_history) + 1
-    moved = (last.version, oldest, key, write.base)
+    moved = _move(write, backend)
+    oldest = moved[1]
     if backend.ownership == "exclusive":
         if connection.execute(table.advance_owned, (*moved, last.epoch)).rowcount:
             return None
