@@ -91,7 +91,7 @@ class PersistentAgent(Generic[S]):
 def file_ledger(path: Path) -> Ledger:
     """Return a ledger of reminders in a file of its own."""
 
-    async def exists() -> bool:
+    async def exists(resources: Resources) -> bool:
         return os.path.exists(path)  # noqa: ASYNC240 (a microsecond, where a thread costs a hundred)
 
     return Ledger(PersistentAgent(path, schema=Entries, format="msgpack", max_history=0), exists)

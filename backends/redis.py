@@ -110,7 +110,7 @@ class RedisAgent(Generic[S]):
 def redis_ledger(redis_url: str) -> Ledger:
     """Return the ledger of reminders in a Redis database; any number of processes may share it."""
 
-    async def exists() -> bool:
+    async def exists(resources: Resources) -> bool:
         return True  # to ask would cost as much as to open it, which writes nothing
 
     return Ledger(RedisAgent(redis_url, REMINDERS_KEY, Entries), exists)

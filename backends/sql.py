@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
-import anyio.to_thread
-
 from dgents.backends.sql_ref import SQLRef
-from dgents.backends.sqlite import SqliteBackend
-from dgents.backends.sqlite_tables import check_table_name, has_table, states_table
+from dgents.backends.sqlite import SqliteBackend, sqlite_store
+from dgents.backends.sqlite_tables import check_table_name, states_table
 from dgents.runtime.contract import Backend, Ownership, Resources
+from dgents.runtime.errors import UnsupportedOperationError
 from dgents.runtime.reminders import Entries, Ledger
 
 S = TypeVar("S")
@@ -26,13 +25,13 @@ class SQLAgent(Generic[S]):
     """A state in a table of a SQL database, one row a version.
 
     Args:
-        db_uri: a path, ``sqlite:///relative.db`` or ``sqlite:////absolute.db``.
-        table: the table; made if it isn't there. Letters, digits, underscores.
+        db_uri: a path, ``sqlite:///relative.db``, ``sqlite:////absolute.db``, or ``postgresql://user@host/database``.
+        table: the table; made if it isn't there. Letters, digits, underscores; ``schema.table`` in PostgreSQL.
         schema: the type of the state; None for plain builtins.
         key: what the state is called in the table; None for the actor's name.
         max_history: how many versions are kept, the current one among them; 0 keeps that one only.
-        ownership: ``"exclusive"`` (one owner at a time; the default) or ``"shared"`` (compare-and-set, any number of
-            processes).
+        ownership: ``"exclusive"`` (one owner at a time; the default for a file) or ``"shared"`` (compare-and-set, any
+            number of processes; the default for a server).
         migrations: by schema version, the function that lifts a state from it to the next.
 
     Raises:
@@ -56,14 +55,17 @@ class SQLAgent(Generic[S]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "db_uri", os.fspath(self.db_uri))
-        check_table_name(self.table)
         if self.ownership not in (None, *get_args(Ownership)):
             raise ValueError(f"ownership {self.ownership!r} is neither 'exclusive' nor 'shared'")
         if isinstance(self.max_history, bool) or not isinstance(self.max_history, int) or self.max_history < 0:
             raise ValueError(f"max_history {self.max_history!r} is not a number of versions, 0 or more")
         if self.key is not None:
             _check_key(self.key)
-        sqlite_path(self.db_uri)
+        if is_postgres(self.db_uri):
+            _check_postgres(self.db_uri, self.table)
+        else:
+            check_table_name(self.table)
+            sqlite_path(self.db_uri)
 
     def reminders(self, name: str) -> Ledger:
         """Return where the reminders of the actor ``name`` are kept: in a table of the same database."""
@@ -74,8 +76,11 @@ class SQLAgent(Generic[S]):
 
         Raises:
             ValueError: ``name`` is to be the key and is no text that a database can hold.
+            UnsupportedOperationError: psycopg is not installed.
         """
         key = self.key if self.key is not None else _check_key(name)
+        if is_postgres(self.db_uri):
+            return self._in_postgres(name, key, resources)
         return SqliteBackend(
             sqlite_path(self.db_uri),
             states_table(self.table),
@@ -86,13 +91,60 @@ class SQLAgent(Generic[S]):
             ownership=self.ownership or "exclusive",
         )
 
+    def _in_postgres(self, name: str, key: str, resources: Resources) -> Backend:
+        try:
+            from dgents.backends.postgres import PostgresBackend
+        except ImportError as error:
+            raise needs_psycopg(error, name) from error
+        return PostgresBackend(
+            uri=self.db_uri,
+            table=self.table,
+            key=key,
+            resources=resources,
+            actor=name,
+            max_history=self.max_history,
+            ownership=self.ownership or "shared",
+        )
+
+
+_POSTGRES = ("postgresql://", "postgres://")
+
+
+def is_postgres(db_uri: str) -> bool:
+    """Say whether it names a PostgreSQL database."""
+    return db_uri.startswith(_POSTGRES)
+
+
+def needs_psycopg(error: ImportError, actor: str | None = None) -> UnsupportedOperationError:
+    """Return the error for a driver that is not installed."""
+    hint = "pip install 'dgents[postgres]'"
+    wrapped = UnsupportedOperationError("PostgreSQL needs psycopg", actor=actor, hint=hint)
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _check_postgres(db_uri: str, table: str) -> None:
+    """Check what can be checked without a connection, if its optional driver is there."""
+    try:
+        from dgents.backends.postgres_place import parse_postgres_url, parse_table_name
+    except ImportError:
+        return  # said when an actor is spawned
+    parse_postgres_url(db_uri)
+    parse_table_name(table)
+
 
 def sql_ledger(db_uri: str, key: str) -> Ledger:
     """Return the ledger ``key`` of reminders in a database; any number of processes may share it."""
     agent = SQLAgent(db_uri, REMINDERS, Entries, key=key, max_history=0, ownership="shared")
 
-    async def exists() -> bool:
-        return await anyio.to_thread.run_sync(has_table, sqlite_path(db_uri), REMINDERS)
+    async def exists(resources: Resources) -> bool:
+        if is_postgres(db_uri):
+            from dgents.backends.postgres import postgres_store
+
+            async with postgres_store(db_uri, resources) as postgres:
+                return await postgres.has_table(REMINDERS)
+        async with sqlite_store(sqlite_path(db_uri), resources) as sqlite:
+            return await sqlite.has_table(REMINDERS)
 
     return Ledger(agent, exists)
 

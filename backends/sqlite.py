@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -149,19 +149,33 @@ class SqliteBackend:
                 await self._resources.release(acquired)
 
     async def _acquire(self) -> SqliteStore:
-        path = self.path
-        if not os.path.isabs(path):
-            path = await anyio.to_thread.run_sync(os.path.abspath, path)
-
-        async def opener() -> SqliteStore:
-            return SqliteStore(path, self._resources, busy_timeout=self._busy_timeout)
-
-        name = ("sqlite", path)
-        self._store = await self._resources.acquire(name, opener)
-        self._acquired = name
+        self._store, self._acquired = await _acquire(self.path, self._resources, self._busy_timeout)
         return self._store
 
     def _open_store(self) -> SqliteStore:
         if self._store is None:
             raise StorageError(f"the state {self.key!r} in {self.path} is not open", key=self.key, actor=self.actor)
         return self._store
+
+
+async def _acquire(path: str, resources: Resources, busy_timeout: float) -> tuple[SqliteStore, tuple[str, str]]:
+    """Return the one store of a database in a runtime, and the name under which it is to be released."""
+    if not os.path.isabs(path):
+        path = await anyio.to_thread.run_sync(os.path.abspath, path)
+
+    async def opener() -> SqliteStore:
+        return SqliteStore(path, resources, busy_timeout=busy_timeout)
+
+    name = ("sqlite", path)
+    return await resources.acquire(name, opener), name
+
+
+@asynccontextmanager
+async def sqlite_store(path: str, resources: Resources) -> AsyncIterator[SqliteStore]:
+    """Lend the store of a database, while the block lasts."""
+    store, name = await _acquire(path, resources, BUSY_TIMEOUT)
+    try:
+        yield store
+    finally:
+        with anyio.CancelScope(shield=True):
+            await resources.release(name)

@@ -94,6 +94,11 @@ class SqliteStore:
         """Tell whether exactly this version was stored; None if that can't be known any more."""
         return await self.database.read(lambda connection: was_written(connection, place, record, self.path))
 
+    async def has_table(self, name: str) -> bool:
+        """Say whether the database has a table; nothing is made."""
+        sql = "SELECT 1 FROM sqlite_schema WHERE name = ?"
+        return await self.database.read(lambda connection: connection.execute(sql, (name,)).fetchone() is not None)
+
     async def close(self) -> None:
         """Close the database; the last one of the runtime's actors has let go of it."""
         await self.database.close()

@@ -7,15 +7,12 @@ were applied; ``<table>_current`` is a view of the current versions. docs/sqlite
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 import struct
 from collections.abc import Sequence
-from contextlib import closing
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
 from zlib import crc32
 
 from dgents.runtime.contract import Record, Request
@@ -47,17 +44,6 @@ def check_table_name(name: str) -> str:
     if name.lower().startswith(("sqlite_", "dgents_", "pg_")):
         raise ValueError(f"table {name!r} is a reserved name: choose one that does not begin so")
     return name
-
-
-def has_table(path: str, name: str) -> bool:
-    """Say whether a database has a table, without making either; True if only an owner can tell."""
-    if not os.path.exists(path):
-        return False
-    try:
-        with closing(sqlite3.connect(f"file:{quote(os.path.abspath(path))}?mode=ro", uri=True, timeout=1.0)) as reader:
-            return reader.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (name,)).fetchone() is not None
-    except sqlite3.Error:
-        return True
 
 
 class StatesTable:

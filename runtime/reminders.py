@@ -24,7 +24,7 @@ import anyio
 import msgspec
 
 from dgents.runtime.commit import Failure
-from dgents.runtime.contract import Agent
+from dgents.runtime.contract import Agent, Resources
 from dgents.runtime.errors import ActorError, DgentError, StorageError, UnsupportedOperationError
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.messages import Message
@@ -75,7 +75,7 @@ class Ledger:
     """
 
     agent: Agent
-    exists: Callable[[], Awaitable[bool]]
+    exists: Callable[[Resources], Awaitable[bool]]
 
 
 class _OpenLedger:
@@ -173,10 +173,12 @@ class Reminders:
             return
         opened = self._ledgers.get(ledger.agent)
         try:
-            if opened is None or not opened.is_open:
-                if not await ledger.exists():
+            if opened is None or opened.ref is None or not opened.is_open:
+                if not await ledger.exists(self._runtime.resources):
                     return
                 _, opened = await self._open(cell)
+            else:  # another process that had the actor may have changed them
+                opened.entries = await opened.ref.load(default={})
         except (StorageError, ActorError) as error:
             message = f"its reminders can't be read; tried again in {_LAST_RETRY:.0f} s"
             self._runtime.emit("warning", cell.name, message=message, error=error)

@@ -5,13 +5,14 @@ To add one: a `Subject` in `SUBJECTS`; a networked one also names the server tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dgents import PersistentAgent, RedisAgent, SQLAgent, VolatileAgent
+from tests.postgres_server import postgres_server
 from tests.redis_server import redis_server
 
 Capability = Literal["durable", "history", "exclusive", "shared"]
@@ -61,6 +62,19 @@ def _redis(ownership: Literal["exclusive", "shared"]) -> Callable[..., Any]:
     return make
 
 
+def _postgres(ownership: Literal["exclusive", "shared"]) -> Callable[..., Any]:
+    def make(place: Any, key: str, **options: Any) -> SQLAgent[Any]:
+        return SQLAgent(place.url, key=key, ownership=ownership, **options)
+
+    return make
+
+
+@contextmanager
+def _a_postgres(_: Path) -> Iterator[Any]:
+    with postgres_server() as server:
+        yield server
+
+
 _EXCLUSIVE: frozenset[Capability] = frozenset({"durable", "history", "exclusive"})
 _SHARED: frozenset[Capability] = frozenset({"durable", "history", "shared"})
 
@@ -74,4 +88,6 @@ SUBJECTS = (
     Subject("sqlite-shared", _sqlite("shared"), _SHARED),
     Subject("redis", _redis("exclusive"), _EXCLUSIVE, redis_server),
     Subject("redis-shared", _redis("shared"), _SHARED, redis_server),
+    Subject("postgres", _postgres("exclusive"), _EXCLUSIVE, _a_postgres),
+    Subject("postgres-shared", _postgres("shared"), _SHARED, _a_postgres),
 )
