@@ -14,6 +14,7 @@ from dgents.backends.postgres_fence import Fence
 from dgents.backends.postgres_place import PostgresPlace, parse_postgres_url, parse_table_name
 from dgents.backends.postgres_query import Parameters, aggregate_states, query_states
 from dgents.backends.postgres_store import Place, PostgresStore
+from dgents.backends.postgres_tables import STATES
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import StateCorruptionError, StorageError
 
@@ -33,6 +34,7 @@ class PostgresBackend:
         table: ``table`` or ``schema.table``.
         max_history: how many versions are kept, the current one among them; 0 keeps that one only.
         actor: the name to use in errors.
+        kind: what the table holds: states, or the events of streams.
 
     Raises:
         ValueError: an argument can't be right; nothing was connected.
@@ -50,6 +52,7 @@ class PostgresBackend:
         max_history: int = 100,
         ownership: Ownership = "shared",
         actor: str | None = None,
+        kind: str = STATES,
     ) -> None:
         parse_table_name(table)
         self.server = parse_postgres_url(uri)
@@ -60,6 +63,7 @@ class PostgresBackend:
         self.ownership: Ownership = ownership
         self.fence = Fence(self.actor, key, ownership, kept=max(1, max_history), on_went_back=self._note_went_back)
         self._kept = max(1, max_history)
+        self._kind = kind
         self._resources = resources
         self._store: PostgresStore | None = None
         self._listeners: dict[Callable[[], None], Callable[[int | None], None]] = {}
@@ -79,6 +83,7 @@ class PostgresBackend:
         if self._store is None:
             self._store = await _acquire(self.server, self._resources)
         try:
+            self._store.declare(self.table, self._kind)
             found = await (self._store.claim if self.ownership == "exclusive" else self._store.look)(self._place)
         except BaseException:
             await self.close()

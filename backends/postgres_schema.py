@@ -6,7 +6,7 @@ from psycopg import AsyncConnection
 from psycopg.errors import InsufficientPrivilege
 
 from dgents.backends.postgres_place import PostgresPlace, TableName
-from dgents.backends.postgres_tables import FORMAT, StatesTable
+from dgents.backends.postgres_tables import FORMAT, STATES, StatesTable
 from dgents.runtime.errors import StorageError
 
 # The advisory lock under which tables are made ("dgents"): of two processes that begin at once, one waits.
@@ -21,20 +21,22 @@ FROM pg_namespace AS n WHERE n.nspname = coalesce(%(schema)s, (
     JOIN pg_class AS c ON c.relnamespace = own.oid AND c.relname = %(name)s ORDER BY i LIMIT 1), current_schema())"""
 
 
-async def open_table(connection: AsyncConnection, name: TableName, place: PostgresPlace) -> StatesTable:
+async def open_table(
+    connection: AsyncConnection, name: TableName, place: PostgresPlace, kind: str = STATES
+) -> StatesTable:
     """Return the tables of the states ``name``, made if they aren't there.
 
     Raises:
         StorageError: something else has one of the names, a newer release made them, or this role may not make them;
             then the hint has the statements.
     """
-    table, is_ready = await find_table(connection, name, place)
+    table, is_ready = await find_table(connection, name, place, kind)
     if is_ready:
         return table
     try:
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            table, is_ready = await find_table(connection, name, place)
+            table, is_ready = await find_table(connection, name, place, kind)
             for statement in () if is_ready else table.ddl:
                 await connection.execute(statement)
     except InsufficientPrivilege as error:
@@ -47,13 +49,15 @@ async def open_table(connection: AsyncConnection, name: TableName, place: Postgr
     return table
 
 
-async def find_table(connection: AsyncConnection, name: TableName, place: PostgresPlace) -> tuple[StatesTable, bool]:
+async def find_table(
+    connection: AsyncConnection, name: TableName, place: PostgresPlace, kind: str = STATES
+) -> tuple[StatesTable, bool]:
     """Return the tables of the states ``name`` and whether they are there; nothing is changed.
 
     Raises:
         StorageError: something else has one of the names, or a newer release made them.
     """
-    names = list(StatesTable("", name.name).objects)
+    names = list(StatesTable("", name.name, kind).objects)
     values = {"schema": name.schema, "name": name.name, "names": names}
     found = await (await connection.execute(LOCATE, values)).fetchone()
     if found is None:
@@ -63,7 +67,7 @@ async def find_table(connection: AsyncConnection, name: TableName, place: Postgr
             hint="create it, or name another: schema.table",
         )
     schema, has_registry, taken = found
-    table = StatesTable(schema, name.name)
+    table = StatesTable(schema, name.name, kind)
     if not taken:
         return table, False
     entry = None

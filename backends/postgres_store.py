@@ -23,7 +23,7 @@ from dgents.backends.postgres_place import PostgresPlace, parse_table_name
 from dgents.backends.postgres_read import claim_states, look_at, read_history, read_requests, settle
 from dgents.backends.postgres_schema import find_table, open_table
 from dgents.backends.postgres_session import DURABLE, PLANS, Session
-from dgents.backends.postgres_tables import StatesTable, commit_statement
+from dgents.backends.postgres_tables import STATES, StatesTable, commit_statement
 from dgents.backends.postgres_watch import Subscriber
 from dgents.runtime.contract import Record, Request, Resources, Write
 from dgents.runtime.errors import DgentError, StorageError
@@ -56,6 +56,7 @@ class PostgresStore:
         self._reader = Session(place, PLANS)
         self._asker = Session(place)
         self._tables: dict[str, StatesTable] = {}
+        self._kinds: dict[str, str] = {}
         self._making = anyio.Lock()
         self._schemas: set[tuple[str, int]] = set()
         self._claims: Batcher[Place, Found] = Batcher(self._claim_all)
@@ -89,9 +90,19 @@ class PostgresStore:
         """
         async with self._making:
             if table not in self._tables:
-                work = partial(open_table, name=parse_table_name(table), place=self.place)
+                kind = self._kinds.get(table, STATES)
+                work = partial(open_table, name=parse_table_name(table), place=self.place, kind=kind)
                 self._tables[table] = await self._run(self._writer, work)
             return self._tables[table]
+
+    def declare(self, table: str, kind: str) -> None:
+        """Say what a table holds, before it is used; two kinds in one table are refused by the database's registry."""
+        if self._kinds.setdefault(table, kind) != kind:
+            raise StorageError(
+                f"table {table!r} of {self.place.safe} holds {self._kinds[table]}, not {kind}",
+                retryable=False,
+                hint="name another table",
+            )
 
     async def has_table(self, name: str) -> bool:
         """Say whether there are states of this name; nothing is made."""
@@ -131,6 +142,14 @@ class PostgresStore:
     async def ask(self, work: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
         """Run a query of a user's on a connection of its own."""
         return await self._run(self._asker, work)
+
+    async def look_up(self, work: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """Run a read of ours."""
+        return await self._run(self._reader, work)
+
+    async def change(self, work: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """Run a change of ours besides the commits."""
+        return await self._run(self._writer, work)
 
     async def close(self) -> None:
         """Close the connections; the last one of the runtime's actors has let go of them."""

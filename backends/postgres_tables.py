@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 FORMAT = 1
-KIND = "states"
+STATES, EVENTS = "states", "events"  # what a table may hold
 REQUESTS_KEPT = 1000
 CHANNEL = "dgents"  # on which shared writes are announced
 COLUMNS = ("key", "version", "epoch", "timestamp", "schema", "checksum", "state")
@@ -31,18 +31,19 @@ class Parts(NamedTuple):
 
 
 class StatesTable:
-    """The statements for the states in one table."""
+    """The statements for the states in one table, or for the events of streams, which are versions of them."""
 
-    kind = KIND
-
-    def __init__(self, schema: str, name: str) -> None:
+    def __init__(self, schema: str, name: str, kind: str = STATES) -> None:
+        self.kind = kind
         self.schema = schema
         self.name = name
         self.registry = f'"{schema}".dgents_tables'
         self.rows, self.heads, self.requests, self.current = (
             f'"{schema}"."{name}{suffix}"' for suffix in ("", "_heads", "_requests", "_current")
         )
-        self.objects = (name, f"{name}_heads", f"{name}_requests", f"{name}_current")
+        self.objects = tuple(f"{name}{suffix}" for suffix in ("", "_heads", "_requests", "_current"))
+        if kind == EVENTS:
+            self.objects = (*self.objects, f"{name}_snapshots")
         columns = ", ".join(f"r.{column}" for column in COLUMNS)
         # A join finds one row of an index for each key; see `postgres_session.WRITER`.
         self.look = f"""SELECT h.version, h.epoch, h.oldest, h.requests, h.mark, {columns}
@@ -77,7 +78,11 @@ class StatesTable:
         """The statements that make the tables, and note that they are ours."""
         # "C" compares bytes: in the order of any other collation an index breaks when the system's rules change.
         key = 'key text COLLATE "C" NOT NULL'
+        snapshots = f"""CREATE TABLE "{self.schema}"."{self.name}_snapshots" (
+    {key}, kind text NOT NULL, version bigint NOT NULL, checksum bigint NOT NULL, content bytea NOT NULL,
+    PRIMARY KEY (key, kind))"""
         return (
+            *((snapshots,) if self.kind == EVENTS else ()),
             f"""CREATE TABLE IF NOT EXISTS {self.registry} (
     name text PRIMARY KEY, kind text NOT NULL, format bigint NOT NULL, lowest_schema bigint, highest_schema bigint)""",
             f"""CREATE TABLE {self.rows} (
@@ -92,7 +97,7 @@ class StatesTable:
     result bytea, PRIMARY KEY (key, number))""",
             f"""CREATE VIEW {self.current} AS
     SELECT r.* FROM {self.heads} AS h JOIN {self.rows} AS r USING (key, version) WHERE r.state IS NOT NULL""",
-            f"""INSERT INTO {self.registry} VALUES ('{self.name}', '{KIND}', {FORMAT}, NULL, NULL)
+            f"""INSERT INTO {self.registry} VALUES ('{self.name}', '{self.kind}', {FORMAT}, NULL, NULL)
     ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, format = excluded.format""",
         )
 

@@ -16,14 +16,13 @@ from dgents.backends.event_log_memory import MemoryLog
 from dgents.backends.event_log_sqlite import SqliteLog
 from dgents.backends.file import file_ledger
 from dgents.backends.files import safe_name
-from dgents.backends.sql import sql_ledger, sqlite_path
+from dgents.backends.sql import needs_psycopg, sql_ledger, sqlite_path
 from dgents.backends.sqlite_tables import check_table_name
 from dgents.backends.stream_backend import Plan, StreamBackend
 from dgents.backends.stream_cell import StreamCell
 from dgents.backends.stream_ref import StreamRef
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Resources
-from dgents.runtime.errors import UnsupportedOperationError
 from dgents.runtime.migrations import Migration
 from dgents.runtime.reminders import Ledger
 from dgents.runtime.shapes import field_names
@@ -47,7 +46,8 @@ class StreamAgent(Generic[E, S]):
         initial: the state before the first event. Each actor begins with a copy.
         event_log: where the events are kept. None: in memory. A list: in memory; it begins with these, and a copy of
             each new one is added to it. A directory, for a folder of each stream in it. ``sqlite:///PATH``: a database,
-            in ``table``. ``redis://...``: a Redis Stream.
+            in ``table``. ``postgresql://...``: the same.
+            ``redis://...``: a Redis Stream.
         events: the classes that an event may be: dataclasses, Structs, whatever a schema may be. Left out: any class in
             memory, and built-in types (dicts) in a durable log.
         schema: the type of the state; left out, the class of ``initial`` if it has fields.
@@ -94,8 +94,8 @@ class StreamAgent(Generic[E, S]):
         if not 1 <= self.max_event_bytes <= _MAX_EVENT_BYTES:
             raise ValueError(f"max_event_bytes is {self.max_event_bytes}; give bytes, from 1 to {_MAX_EVENT_BYTES:,}")
         if self.signing_key is not None:
-            if isinstance(self.event_log, str) and self.event_log.startswith(_REDIS):
-                raise ValueError("signing_key: a signed head is kept in a directory or in SQLite, not in Redis")
+            if isinstance(self.event_log, str) and self.event_log.startswith((*_REDIS, *_POSTGRES)):
+                raise ValueError("signing_key: a signed head is kept in a directory or in SQLite, not on a server")
             if not self.chain:
                 raise ValueError("signing_key signs the head of a chain: give chain=True with it")
             if not isinstance(self.signing_key, bytes) or len(self.signing_key) != 32:
@@ -170,11 +170,11 @@ class StreamAgent(Generic[E, S]):
         if uri.startswith("sqlite:"):
             return SqliteLog(sqlite_path(uri), self.table, key, name, seal, resources)
         if uri.startswith(_POSTGRES):
-            raise UnsupportedOperationError(
-                "event_log: events are not kept in PostgreSQL",
-                actor=name,
-                hint="give a directory, sqlite:/// or redis://",
-            )
+            try:
+                from dgents.backends.event_log_postgres import PostgresLog
+            except ImportError as error:
+                raise needs_psycopg(error, name) from error
+            return PostgresLog(uri, self.table, key, name, seal, resources)
         if uri.startswith(_REDIS):
             from dgents.backends.event_log_redis import RedisLog  # its driver is an optional dependency
 

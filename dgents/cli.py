@@ -22,7 +22,7 @@ _INTERRUPTED = 130  # what a shell says of a program that SIGINT ended
 _NO_READER = 141  # and of one that SIGPIPE ended
 _SECRETS = re.compile(r"(?<=://)[^\s'\"]*@|(?<=password=)[^&\s'\"]+")
 
-_WHAT = "a SQLite database, a state file or folder, sqlite:/// or redis://"
+_WHAT = "a SQLite database, a state file or folder, sqlite:///, postgresql:// or redis://"
 _COPY = f"""
 Copy every state with its history and its request ids. SRC and DST are each {_WHAT}.
 What is not there yet is a database if it ends in .db, .sqlite or .sqlite3, a folder if it ends in /, else the file of

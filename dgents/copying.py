@@ -94,7 +94,7 @@ class Target:
 
     def __enter__(self) -> Self:
         place = self.place
-        if place.kind == "redis" or (place.kind == "sqlite" and Path(place.uri).exists()):
+        if place.kind in ("redis", "postgres") or (place.kind == "sqlite" and Path(place.uri).exists()):
             self._contents = self._opened.enter_context(open_place(place))
         return self
 

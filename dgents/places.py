@@ -5,6 +5,7 @@
 | a file that begins as SQLite's do, or is called `.db`, `.sqlite`, `.sqlite3`; `sqlite:///PATH` | tables of states |
 | any other file | the state of a `PersistentAgent` |
 | a folder, or a path that ends in `/` | a state a file |
+| `postgresql://` | tables of states |
 | `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://` | a key a state |
 """
 
@@ -19,7 +20,7 @@ from typing import Literal, TypeAlias
 from dgents.runtime.errors import UnsupportedOperationError
 from dgents.stores import Store
 
-Kind: TypeAlias = Literal["sqlite", "redis", "file", "folder"]
+Kind: TypeAlias = Literal["sqlite", "postgres", "redis", "file", "folder"]
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _CHECKPOINT_MAGIC = b"dgents-checkpoint"
@@ -43,7 +44,7 @@ class Place:
     @property
     def has_tables(self) -> bool:
         """Whether states are in tables there."""
-        return self.kind == "sqlite"
+        return self.kind in ("sqlite", "postgres")
 
 
 def locate(uri: str) -> Place:
@@ -86,11 +87,23 @@ def open_place(place: Place, table: str | None = None) -> AbstractContextManager
         from dgents.table_states import open_sqlite
 
         return open_sqlite(place.uri, table)
+    if place.kind == "postgres":
+        return _open_postgres(place, table)
     if place.kind == "redis":
         return _open_redis(place)
     from dgents.file_states import open_files
 
     return open_files(place.uri)
+
+
+def _open_postgres(place: Place, table: str | None) -> AbstractContextManager[Store]:
+    try:
+        import psycopg  # noqa: F401  # an optional dependency, said by name before anything needs it
+    except ImportError as error:
+        raise UnsupportedOperationError("PostgreSQL needs psycopg", hint="pip install 'dgents[postgres]'") from error
+    from dgents.table_states import open_postgres
+
+    return open_postgres(place.uri, table)
 
 
 def _open_redis(place: Place) -> AbstractContextManager[Store]:
@@ -109,11 +122,21 @@ def _locate_url(scheme: str, uri: str) -> Place:
 
         path = sqlite_path(uri)
         return Place("sqlite", path, path)
+    if scheme in ("postgresql", "postgres"):
+        return Place("postgres", uri, _safe_postgres(uri))
     if scheme in _REDIS_SCHEMES:
         from dgents.backends.redis_url import parse_redis_url
 
         return Place("redis", uri, parse_redis_url(uri).safe)
-    raise ValueError(f"{scheme[:20]!r} names no kind of store: use a path, sqlite:/// or redis://")
+    raise ValueError(f"{scheme[:20]!r} names no kind of store: use a path, sqlite:///, postgresql:// or redis://")
+
+
+def _safe_postgres(uri: str) -> str:
+    try:
+        from dgents.backends.postgres_place import parse_postgres_url
+    except ImportError:
+        return "postgresql://..."
+    return parse_postgres_url(uri).safe
 
 
 def _begins_with(path: Path, magic: bytes) -> bool:

@@ -22,10 +22,27 @@ def open_sqlite(path: str, table: str | None = None) -> Iterator[Store]:
         StateCorruptionError: it is no database, or a broken one.
     """
     with SqliteInspector(path) as database:
-        tables = [name for name in database.tables() if name != REMINDERS]
-        if table is not None and table not in tables:
-            raise StorageError(f"there is no table {table!r} of states in {path}", retryable=False)
-        yield TableStates(database, tables if table is None else [table])
+        yield _tables_of(database, path, table)
+
+
+@contextmanager
+def open_postgres(uri: str, table: str | None = None) -> Iterator[Store]:
+    """Connect to the database at ``uri`` while the block lasts; to see only ``table`` of it, if that is given.
+
+    Raises:
+        StorageError: it can't be reached or refuses, or there is no such table in it.
+    """
+    from dgents.backends.postgres_inspect import PostgresInspector  # its driver is an optional dependency
+
+    with PostgresInspector(uri) as database:
+        yield _tables_of(database, database.place.safe, table)
+
+
+def _tables_of(database: Inspector, place: str, table: str | None) -> TableStates:
+    tables = database.tables()
+    if table is not None and table not in tables:
+        raise StorageError(f"there is no table {table!r} of states in {place}", retryable=False)
+    return TableStates(database, [name for name in tables if name != REMINDERS] if table is None else [table])
 
 
 class StoredState(Protocol):
@@ -46,6 +63,7 @@ class StoredState(Protocol):
 class Inspector(Protocol):
     """A database of tables of states."""
 
+    def tables(self) -> list[str]: ...
     def states(self, table: str) -> Iterable[StoredState]: ...
     def history(self, table: str, key: str) -> list[Record]: ...
     def requests(self, table: str, key: str) -> list[Request]: ...
