@@ -73,6 +73,7 @@ class Session:
         self._connection: AsyncConnection[Any] | None = None
         self._patience = 0.0
         self._is_late = False
+        self._is_closed = False
         self._turn = asyncio.Lock()
         self._pid = os.getpid()
 
@@ -108,7 +109,7 @@ class Session:
                 raise
             finally:
                 timer.cancel()
-                if keep and connection.pgconn.transaction_status == TransactionStatus.IDLE:
+                if keep and not self._is_closed and connection.pgconn.transaction_status == TransactionStatus.IDLE:
                     self._connection = connection
                 else:
                     await _discard(connection)
@@ -142,7 +143,8 @@ class Session:
         return connection
 
     async def close(self) -> None:
-        """Close the connection; a call that is under way is waited for."""
+        """Close the connection; a call that is under way is waited for, one that comes later leaves none open."""
+        self._is_closed = True
         async with self._turn:
             connection, self._connection = self._connection, None
             if connection is not None:

@@ -39,6 +39,7 @@ class ServerClient:
             self._redis, self._sentinels = Redis(connection_pool=pool), []
         self._pool: Any = self._redis.connection_pool
         # The pool only makes connections. Its own bookkeeping costs a tenth of a round trip each time.
+        self._closed = False
         self._idle: list[tuple[Any, float]] = []
         self._now = asyncio.get_running_loop().time
         self._slots = asyncio.Semaphore(_MAX_CONNECTIONS - 1)  # the subscriber has a connection of its own
@@ -62,6 +63,7 @@ class ServerClient:
                 raise
             finally:
                 self._idle.append((connection, self._now()))
+                await self._disconnect_if_closed()
 
     async def _checked_out(self) -> Any:
         """Return a connection that is alive as far as one can see without a round trip."""
@@ -79,7 +81,13 @@ class ServerClient:
                     raise
             return connection
         except FAILURES as error:
+            await self._disconnect_if_closed()
             raise translate(error, self.place, outcome="rolled_back", waited=self.timeout) from error
+
+    async def _disconnect_if_closed(self) -> None:
+        """Leave nothing open that was still being connected or used when this was closed."""
+        if self._closed:
+            await self._pool.disconnect()
 
     async def _reply(self, connection: Any) -> Any:
         try:
@@ -114,6 +122,7 @@ class ServerClient:
             await connection.disconnect()
 
     async def close(self) -> None:
+        self._closed = True
         await self._redis.aclose()
         await self._pool.disconnect()
         for sentinel in self._sentinels:
