@@ -12,6 +12,7 @@ from typing import Any, Literal
 from dgents.backends.volatile import VolatileAgent
 from dgents.runtime.actor import Cell
 from dgents.runtime.contract import Agent, Backend, Opened, Record, Request, Resources, Store
+from dgents.runtime.errors import UnsupportedOperationError
 from dgents.supervisors.flush_journal import FlushJournal
 from dgents.supervisors.wrapper import Wrapper
 from dgents.supervisors.write_behind import Flush, WriteBehind
@@ -112,6 +113,12 @@ class WriteBehindBackend(CachingBackend):
     async def open(self) -> Opened:
         """Open the store and the journal; what the journal has and the store has not is replayed."""
         opened = await self.reopen()
+        if self.inner.store is None:
+            raise UnsupportedOperationError(
+                f"write-behind of {self.actor!r}: its backend stores nothing",
+                actor=self.actor,
+                hint="leave the cache out, or give a backend that keeps the state somewhere",
+            )
         self._stored = opened.record.version if opened.record is not None else 0
         if self._flush.journal is None:
             return opened
