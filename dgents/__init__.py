@@ -12,7 +12,9 @@ Example:
 
 from dgents.backends.file import PersistentAgent
 from dgents.backends.redis import RedisAgent
+from dgents.backends.redis_ref import RedisRef
 from dgents.backends.sql import SQLAgent
+from dgents.backends.sql_ref import SQLRef
 from dgents.backends.stream import StreamAgent
 from dgents.backends.stream_ref import StreamRef
 from dgents.backends.vector import VectorAgent
@@ -84,9 +86,11 @@ __all__ = [
     "Patch",
     "PersistentAgent",
     "RedisAgent",
+    "RedisRef",
     "Ref",
     "Runtime",
     "SQLAgent",
+    "SQLRef",
     "Save",
     "Search",
     "Snapshot",

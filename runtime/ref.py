@@ -6,7 +6,7 @@ from _thread import get_ident
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timedelta
 from time import time
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 
@@ -416,6 +416,16 @@ class Ref(Generic[S]):
 
     def _saw(self, version: int) -> None:
         self._seen().note(self._cell.name, version)
+
+
+R_co = TypeVar("R_co", bound=Ref[Any], covariant=True)
+
+
+class Referred(Protocol[R_co]):
+    """An agent whose ref has methods of its own, for type checkers."""
+
+    @property
+    def ref_type(self) -> type[R_co]: ...
 
 
 class _Blind(Ref[Any]):

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from dgents.backends.projection import Projection
 from dgents.runtime.actor import Cell
 from dgents.runtime.contract import Agent
 from dgents.runtime.events import Event
 from dgents.runtime.portal import SyncProxy, in_thread
-from dgents.runtime.ref import Ref
+from dgents.runtime.ref import Ref, Referred
 from dgents.runtime.runtime import BaseRuntime, Overflow
 from dgents.runtime.turns import MISSING
 from dgents.supervisors.checkpoints import bring_up, read_checkpoint, write_checkpoint
 from dgents.supervisors.inspection import Inspection
 from dgents.supervisors.policy import Backoff, Restart, Strategy
 from dgents.supervisors.tree import Supervisor
+
+R = TypeVar("R", bound=Ref[Any])
 
 
 class Runtime(BaseRuntime):
@@ -56,15 +58,37 @@ class Runtime(BaseRuntime):
         self._root = Supervisor(self, "root")
         self._restores: tuple[str | Path, Mapping[str, Agent] | None] | None = None
 
+    @overload
+    async def spawn(
+        self,
+        name: str,
+        agent: Referred[R],
+        *,
+        restart: Restart = ...,
+        while_restarting: str = ...,
+        supervisor: Supervisor | None = ...,
+    ) -> R: ...
+
+    @overload
     async def spawn(
         self,
         name: str,
         agent: Agent,
         *,
+        restart: Restart = ...,
+        while_restarting: str = ...,
+        supervisor: Supervisor | None = ...,
+    ) -> Ref[Any]: ...
+
+    async def spawn(
+        self,
+        name: str,
+        agent: Any,
+        *,
         restart: Restart = "permanent",
         while_restarting: str = "wait",
         supervisor: Supervisor | None = None,
-    ) -> Ref[Any]:
+    ) -> Any:
         """Start an actor and return its ref, once its backend is open.
 
         Args:
