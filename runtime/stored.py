@@ -96,9 +96,9 @@ class StoredTurns(Freshness):
 
     def doubt(self, staged: Staged, error: DgentError) -> None:
         """A commit failed: nobody is answered before what is durable has been found out."""
-        assert self.committer is not None
         if self.behind is not None and self.behind.settled(staged, error):
             return
+        assert self.committer is not None
         staged.gathering = False
         later = self.committer.withdraw(self)
         if later is not None:

@@ -22,7 +22,8 @@ FILES = [path for layer in LAYERS for path in sorted((ROOT / layer).glob("*.py")
 PUBLIC = """
     ActorError ActorStats ActorStoppedError Append AskTimeoutError Backoff CachedAgent DataAgent DeadlockError Delete
     DgentError EntropyConstrainedAgent Event Flush History Hit LeaseExpiredError Lens Load MailboxFullError
-    Message NameTakenError OwnershipLostError Patch PersistentAgent RedisAgent RedisRef Ref Runtime SQLAgent SQLRef Save Search
+    Message NameTakenError OwnershipLostError Patch PersistentAgent RedisAgent RedisRef Ref Runtime SQLAgent SQLRef Save
+    Search
     Snapshot StaleStateError StateCorruptionError StateError StateLockedError StateNotFoundError
     StateSerializationError StateTooLargeError StorageError StreamAgent StreamRef Supervisor Symbiont
     Transaction UnsupportedOperationError Update VectorAgent VectorRef VersionConflictError VolatileAgent
