@@ -61,6 +61,8 @@ class Subscriber:
     async def close(self) -> None:
         """Stop listening; called on the asyncio loop."""
         self._listeners.clear()
+        listening, self._listening = self._listening, asyncio.Event()
+        listening.set()  # whoever still waits is not to wait for what nobody wants
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

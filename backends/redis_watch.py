@@ -55,6 +55,9 @@ class Subscriber:
     async def close(self) -> None:
         """Stop listening; called on the asyncio loop."""
         self._listeners.clear()
+        for confirmed in self._confirmed.values():
+            confirmed.set()  # whoever still waits is not to wait for a subscription that nobody wants
+        self._confirmed.clear()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -84,7 +87,8 @@ class Subscriber:
             listeners.remove(listener)
         if listeners or channel not in self._listeners:
             return
-        del self._listeners[channel], self._confirmed[channel]
+        del self._listeners[channel]
+        self._confirmed.pop(channel).set()  # whoever still waits for it
         if not self._listeners:
             await self.close()
         elif self._pubsub is not None:
