@@ -152,9 +152,9 @@ class WriteBehindBackend(CachingBackend):
         return await self.inner.open()
 
     def forget_journal(self, cell: Cell) -> None:
-        """The store has everything: what the journal has of this actor is not needed any more."""
+        """What the store has of this actor, the journal need not have any more."""
         journal = self._journal
-        if journal is not None and journal.forget(self.actor):
+        if journal is not None and self._behind is not None and journal.forget(self.actor, self._behind.stored):
             cell.loop.start(journal.trim)
 
     async def requests(self) -> list[Request]:

@@ -3,11 +3,18 @@
 One journal serves all actors of a runtime that name its directory. A record is MessagePack:
 ``[actor, version, epoch, saved_at, schema, data or nil, [[request id, version, result or nil], ...]]``.
 Exactly once: a record is replayed only if the store's version is smaller than its own.
+
+Invariants
+  1. One thread at a time uses the journal (``_io``).
+  2. A batch is in ``_needed`` from before its append returns until the store has its last version; what is in
+     ``_needed`` is never trimmed.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +25,9 @@ import msgspec
 from dgents.backends.journal import Journal
 from dgents.backends.lock import OwnerLock
 from dgents.runtime.contract import Record, Request, Resources, Write
-from dgents.runtime.errors import DgentError, StateCorruptionError
+from dgents.runtime.errors import DgentError, StateCorruptionError, StorageError
+
+_SEGMENT = 1 << 20  # bytes after which stored writes are worth a new segment
 
 
 class _Entry(msgspec.Struct, array_like=True, gc=False):
@@ -43,8 +52,13 @@ class FlushJournal:
         self._lock = OwnerLock(directory.with_name(directory.name + ".lock"))
         self._journal = Journal(directory)
         self._broken = False
+        self._is_closed = False
+        self._is_trimming = False
         self._entries: dict[str, list[_Entry]] = {}  # what was found at the opening, by actor, until it is claimed
-        self._oldest: dict[str, int] = {}  # the first sequence of each actor that its store does not have
+        # Of each actor, the batches that its store may not have: last version, first sequence.
+        self._needed: dict[str, deque[tuple[int, int]]] = {}
+        self._io = threading.Lock()  # held for as long as the disk takes
+        self._books = threading.Lock()  # of ``_needed``; held for microseconds
 
     @classmethod
     async def acquire(cls, directory: str | Path, resources: Resources) -> FlushJournal:
@@ -72,7 +86,7 @@ class FlushJournal:
             for sequence, data in self._journal.read():
                 entry = self._parse(data)
                 self._entries.setdefault(entry.actor, []).append(entry)
-                self._oldest.setdefault(entry.actor, sequence)
+                self._need(entry.actor, entry.version, sequence)
         except BaseException:
             self._lock.release()
             raise
@@ -89,7 +103,7 @@ class FlushJournal:
     async def claim(self, actor: str) -> tuple[list[Record], list[Request]]:
         """Return the writes of an actor that the journal holds, oldest first."""
         entries = self._entries.pop(actor, None)
-        if entries is None and actor in self._oldest:  # claimed before: its actor restarts, and trusts only the disk
+        if entries is None and actor in self._needed:  # claimed before: its actor restarts, and trusts only the disk
             entries = await anyio.to_thread.run_sync(self._read_again, actor)
         records: list[Record] = []
         requests: list[Request] = []
@@ -100,10 +114,18 @@ class FlushJournal:
             requests += [Request(*request) for request in entry.requests]
         return records, requests
 
+    def _need(self, actor: str, version: int, sequence: int) -> None:
+        with self._books:
+            self._needed.setdefault(actor, deque()).append((version, sequence))
+
     def _read_again(self, actor: str) -> list[_Entry]:
-        self._reopen_if_broken()
-        entries = (self._parse(data) for _, data in self._journal.read(self._oldest[actor]))
-        return [entry for entry in entries if entry.actor == actor]
+        with self._io:
+            self._reopen_if_broken()
+            with self._books:
+                needed = self._needed.get(actor)
+                first = needed[0][1] if needed else self._journal.next
+            entries = (self._parse(data) for _, data in self._journal.read(first))
+            return [entry for entry in entries if entry.actor == actor]
 
     def _reopen_if_broken(self) -> None:
         """After a failed sync nothing is trusted: the journal is read again from the disk."""
@@ -115,55 +137,75 @@ class FlushJournal:
     async def commit(self, writes: Sequence[Write]) -> Sequence[DgentError | None]:
         """Append the writes in one batch, with one sync."""
         entries: list[bytes] = []
-        firsts: list[tuple[str, int]] = []
+        batches: list[tuple[str, int, int]] = []  # actor, last version, number of its first entry
         for write in writes:
             requests = [(request.id, request.version, request.result) for request in write.requests]
-            firsts.append((write.actor, len(entries)))
             last = write.records[-1]
+            batches.append((write.actor, last.version, len(entries)))
             for record in write.records[-max(write.backend.max_history, 1) :]:
                 entries.append(_entry(write, record, requests if record is last else []))
-        first = await anyio.to_thread.run_sync(self._append, entries)
-        for actor, offset in firsts:
-            self._oldest.setdefault(actor, first + offset)
+        await anyio.to_thread.run_sync(self._append, entries, batches)
         return [None] * len(writes)
 
-    def _append(self, entries: list[bytes]) -> int:
-        self._reopen_if_broken()
-        try:
-            return self._journal.append(entries)
-        except BaseException:
-            self._broken = True
-            raise
+    def _append(self, entries: list[bytes], batches: list[tuple[str, int, int]]) -> None:
+        with self._io:
+            self._reopen_if_broken()
+            try:
+                first = self._journal.append(entries)
+            except BaseException:
+                self._broken = True
+                raise
+            for actor, version, number in batches:
+                self._need(actor, version, first + number)
 
-    def forget(self, actor: str) -> bool:
-        """The actor's store has all of its writes; return whether the journal may be trimmed."""
+    def forget(self, actor: str, stored: int) -> bool:
+        """The actor's store has all up to version ``stored``; return whether a trim is worth it."""
         self._entries.pop(actor, None)
-        return self._oldest.pop(actor, None) is not None
+        with self._books:
+            needed = self._needed.get(actor)
+            if needed is None or needed[0][0] > stored:
+                return False
+            while needed and needed[0][0] <= stored:
+                needed.popleft()
+            if not needed:
+                del self._needed[actor]
+        return self._journal.size > _SEGMENT and not self._is_trimming
 
     async def trim(self) -> None:
-        """Drop the segments in which no write is needed any more."""
-        await anyio.to_thread.run_sync(self._trim)
+        """Drop the segments in which no write is needed any more; what fails is left for the next time."""
+        self._is_trimming = True
+        try:
+            await anyio.to_thread.run_sync(self._trim)
+        finally:
+            self._is_trimming = False
 
     def _trim(self) -> None:
-        if self._broken:
-            return
-        before = min(self._oldest.values(), default=self._journal.next)
-        if before >= self._journal.next and self._journal.size > 1 << 20:
-            self._journal.roll()  # all of it is stored: begin a new segment, so that the old one can go
-        self._journal.trim(before)
+        with self._io:
+            if self._broken or self._is_closed:
+                return
+            with self._books:
+                before = min((needed[0][1] for needed in self._needed.values()), default=self._journal.next)
+            try:
+                if before >= self._journal.next and self._journal.size > _SEGMENT:
+                    self._journal.roll()  # all of it is stored: begin a new segment, so that the old one can go
+                self._journal.trim(before)
+            except StorageError:
+                self._broken = True
 
     async def close(self) -> None:
         """Trim what is stored, and let go of the directory."""
         await anyio.to_thread.run_sync(self._close)
 
     def _close(self) -> None:
-        try:
-            if not self._oldest and not self._broken and self._journal.next > self._journal.first:
-                self._journal.roll()
-                self._journal.trim(self._journal.next)
-            self._journal.close()
-        finally:
-            self._lock.release()
+        with self._io:
+            self._is_closed = True
+            try:
+                if not self._needed and not self._broken and self._journal.next > self._journal.first:
+                    self._journal.roll()
+                    self._journal.trim(self._journal.next)
+                self._journal.close()
+            finally:
+                self._lock.release()
 
 
 def _entry(write: Write, record: Record, requests: list[Any]) -> bytes:

@@ -206,8 +206,7 @@ class WriteBehind:
         self._cell.runtime.emit("flushed", self._cell.name, version=version, writes=writes)
         self._open_gate()
         self._answer(None)
-        if not self.count:
-            self._backend.forget_journal(self._cell)
+        self._backend.forget_journal(self._cell)
 
     def _answer(self, error: DgentError | None) -> None:
         waiting, self._waiters = self._waiters, []
