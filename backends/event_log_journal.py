@@ -2,7 +2,7 @@
 
     00000000000000000001.journal ...   the events, one record each (docs/journal.md)
     latest.snapshot  floor.snapshot    a state, and what is known of its event
-    head                               with a chain: its head, in two slots that are written in turn
+    head                               with a chain: its head, in two slots, of which one is durable
     owner.lock                         who has it
 
 A record is the MessagePack array ``[version, epoch, saved_at, schema, tag, event, link, request]``.
