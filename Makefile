@@ -19,8 +19,8 @@ $(READY): pyproject.toml
 demo: $(READY) ## the main job in a minute, on embedded backends
 	$(BIN)/dgents demo
 
-test: $(READY) ## every test, with a short form of every proof
-	$(BIN)/python -m pytest
+test: $(READY) ## every test, with a short form of every proof, on all cores
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 torture: $(READY) ## the long proofs: kills, faults, crash images, random schedules (SEED=n repeats one)
 	DGENTS_SEED=$(SEED) $(BIN)/python -m pytest -m torture -s --timeout 3600

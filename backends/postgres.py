@@ -58,6 +58,7 @@ class PostgresBackend:
         self.server = parse_postgres_url(uri)
         self.table = table
         self.key = _check_key(key)
+        self.digest = digest(table, key)
         self.actor = actor or key
         self.max_history = max_history
         self.ownership: Ownership = ownership
@@ -65,6 +66,7 @@ class PostgresBackend:
         self._kept = max(1, max_history)
         self._kind = kind
         self._resources = resources
+        self.went_back: tuple[int, int] | None = None  # (had, has), if the server lost what it had acknowledged
         self._store: PostgresStore | None = None
         self._listeners: dict[Callable[[], None], Callable[[int | None], None]] = {}
 
@@ -174,13 +176,13 @@ class PostgresBackend:
                 changed()
 
         self._listeners[changed] = listener
-        await self._open_store.subscriber.add(digest(self.table, self.key), listener)
+        await self._open_store.subscriber.add(self.digest, listener)
 
     async def unsubscribe(self, changed: Callable[[], None]) -> None:
         """Stop calling ``changed``."""
         listener = self._listeners.pop(changed, None)
         if listener is not None and self._store is not None:
-            await self._store.subscriber.remove(digest(self.table, self.key), listener)
+            await self._store.subscriber.remove(self.digest, listener)
 
     async def close(self) -> None:
         """Let go of the state. Never raises for a server that is gone."""
@@ -208,6 +210,7 @@ class PostgresBackend:
         return True if any(remembered.get(each.id) == each.version for each in write.requests) else None
 
     def _note_went_back(self, had: int, has: int) -> None:
+        self.went_back = (had, has)
         self._resources.emit(
             "warning",
             self.actor,

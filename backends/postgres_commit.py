@@ -173,14 +173,15 @@ class CommitBatch:
         for i in chunk:
             backend, write, key = self._backends[i], self._writes[i], self._keys[i]
             before, after = sent = backend.fence.send(write)
-            *earlier, newest = _kept(write, sent)
-            _, version, epoch, saved_at, schema, checksum, data = to_row(backend.key, newest)
+            _, version, epoch, saved_at, schema, checksum, data = to_row(backend.key, write.records[-1])
             place = (key, before.mark, after.mark, version, after.epoch, epoch, before.oldest, after.oldest)
             heads.append((*place, after.requests, saved_at, schema, checksum, data))
-            extras += ((key, *to_row(backend.key, record)[1:], after.mark) for record in earlier)
-            requests += _request_rows(backend.key, key, before.requests + 1, write.requests)
+            if len(write.records) > 1:
+                extras += ((key, *to_row(backend.key, record)[1:], after.mark) for record in _earlier(write, sent))
+            if write.requests:
+                requests += _request_rows(backend.key, key, before.requests + 1, write.requests)
             if backend.ownership == "shared":
-                notices.append(digest(backend.table, backend.key) + after.mark.to_bytes(8))
+                notices.append(backend.digest + after.mark.to_bytes(8))
         columns = list(zip(*heads, strict=True))
         values = {name: make(column) for (name, make), column in zip(_COLUMNS.items(), columns, strict=True)}
         begins = any(mark == 0 for mark in columns[1])
@@ -200,9 +201,9 @@ def digest(table: str, key: str) -> bytes:
     return blake2b(f"{table.rpartition('.')[2]}\0{key}".encode(), digest_size=8).digest()
 
 
-def _kept(write: Write, sent: Sent) -> list[Record]:
-    """Return the versions of a write that its own bound does not drop again at once."""
-    return [record for record in write.records if record.version >= sent.after.oldest]
+def _earlier(write: Write, sent: Sent) -> Iterator[Record]:
+    """Yield the versions before the last one of a write that its own bound does not drop again at once."""
+    return (record for record in write.records[:-1] if record.version >= sent.after.oldest)
 
 
 def _request_rows(key: str, encoded: bytes, first: int, requests: Sequence[Request]) -> Iterator[tuple[Any, ...]]:

@@ -88,6 +88,8 @@ class Fence:
         self.seen = head
         if head.version < self._acknowledged:
             had, self._acknowledged = self._acknowledged, head.version
+            if self.stored:
+                self.sent, self.stored = None, False  # the next version of that number is another one
             self._on_went_back(had, head.version)
 
     def has_seen(self, mark: int) -> bool:

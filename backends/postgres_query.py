@@ -23,8 +23,8 @@ _QUOTED = r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|-
 _MARK = re.compile(rf"{_QUOTED}|(?P<mark>\?)|(?P<percent>%)", re.DOTALL)
 _PSYCOPG_MARK = re.compile(r"%(?:s|b|t|\(\w+\)[sbt])")
 _READS = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*(?:SELECT|WITH|VALUES|TABLE)\b", re.IGNORECASE | re.DOTALL)
-_REFUSED = ("25006", "42501", "0A000")
-_ASKED_WRONGLY = ("21", "22", "2F", "42", "P0")
+_REFUSED = ("25", "42501", "0A000")
+_NOT_ITS_FAULT = ("08", "53", "57P", "58", "XX")  # the server's, not the query's
 
 
 async def query_states(
@@ -34,7 +34,7 @@ async def query_states(
 
     Raises:
         UnsupportedOperationError: it would write, has no column ``state``, or leaves the schema version open.
-        StateError: it is no valid SQL.
+        StateError: it is no valid SQL, or took too long.
     """
     async with _reading(connection):
         cursor = await _execute(connection, sql, parameters)
@@ -122,12 +122,16 @@ async def _execute(connection: AsyncConnection[Any], sql: str, parameters: Param
     except psycopg.Error as error:
         code = code_of(error)
         text = error.diag.message_primary or str(error)
-        if code in _REFUSED or "multiple commands" in text:
+        if code.startswith(_REFUSED) or "multiple commands" in text:
             raise UnsupportedOperationError(
                 f"query refused: {text}",
                 hint="it only reads, one SELECT at a time; change states by save or update",
             ) from error
-        if code.startswith(_ASKED_WRONGLY) or isinstance(error, psycopg.ProgrammingError | psycopg.DataError):
+        if isinstance(error, psycopg.errors.QueryCanceled):
+            hint = "?options=-cstatement_timeout%3D60s in the URL sets the limit"
+            raise StateError(f"query given up: {text}", hint=hint) from error
+        asked_wrongly = isinstance(error, psycopg.ProgrammingError | psycopg.DataError)
+        if asked_wrongly or (code and not code.startswith(_NOT_ITS_FAULT)):
             raise StateError(f"query failed: {text}", hint="see docs/postgresql.md for the tables") from error
         raise
 

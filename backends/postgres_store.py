@@ -7,7 +7,7 @@ it a transaction of several. Writes, reads and queries have a connection each; a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from random import random
 from typing import Any, NamedTuple, TypeVar
@@ -30,6 +30,8 @@ from dgents.runtime.errors import DgentError, StorageError
 from dgents.runtime.loops import running_loop
 
 T = TypeVar("T")
+Connection = AsyncConnection[Any]
+Tables = dict[str, StatesTable]
 
 _ATTEMPTS = 5
 _PAUSE = 0.005  # seconds, at most before the second attempt
@@ -55,7 +57,7 @@ class PostgresStore:
         self._writer = Session(place, PLANS, DURABLE, on_unsafe=self._warn)
         self._reader = Session(place, PLANS)
         self._asker = Session(place)
-        self._tables: dict[str, StatesTable] = {}
+        self._tables: Tables = {}
         self._kinds: dict[str, str] = {}
         self._making = anyio.Lock()
         self._schemas: set[tuple[str, int]] = set()
@@ -74,9 +76,8 @@ class PostgresStore:
             backend.fence.see((await self.look(Place(backend.table, backend.key))).head)
         batch.refuse_strangers()
         if batch.todo:
-            for name in {name for name, _ in batch.schemas()} - self._tables.keys():
-                await self.prepare(name)
-            await self._resources.run_asyncio(self._commit, batch)
+            tables = await self._prepare_all(name for name, _ in batch.schemas())
+            await self._resources.run_asyncio(self._commit, batch, tables)
         crash = batch.crash()
         if crash is not None:
             raise crash
@@ -94,6 +95,10 @@ class PostgresStore:
                 work = partial(open_table, name=parse_table_name(table), place=self.place, kind=kind)
                 self._tables[table] = await self._run(self._writer, work)
             return self._tables[table]
+
+    async def _prepare_all(self, names: Iterable[str]) -> Tables:
+        """Return the tables of these names: the caller's own, since a failure elsewhere forgets the shared ones."""
+        return {name: self._tables.get(name) or await self.prepare(name) for name in names}
 
     def declare(self, table: str, kind: str) -> None:
         """Say what a table holds, before it is used; two kinds in one table are refused by the database's registry."""
@@ -139,15 +144,15 @@ class PostgresStore:
         table = await self.prepare(place.table)
         return await self._run(self._writer, lambda it: settle(it, table, place.key, sent, self.place.safe))
 
-    async def ask(self, work: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+    async def ask(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run a query of a user's on a connection of its own."""
         return await self._run(self._asker, work)
 
-    async def look_up(self, work: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+    async def look_up(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run a read of ours."""
         return await self._run(self._reader, work)
 
-    async def change(self, work: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+    async def change(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run a change of ours besides the commits."""
         return await self._run(self._writer, work)
 
@@ -160,7 +165,7 @@ class PostgresStore:
         for session in (self._writer, self._reader, self._asker):
             await session.close()
 
-    async def _run(self, session: Session, work: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+    async def _run(self, session: Session, work: Callable[[Connection], Awaitable[T]]) -> T:
         try:
             return await self._resources.run_asyncio(session.run, work)
         except StorageError as error:
@@ -173,11 +178,11 @@ class PostgresStore:
             self._tables.clear()
             self._schemas.clear()
 
-    async def _commit(self, batch: CommitBatch) -> None:
+    async def _commit(self, batch: CommitBatch, tables: Tables) -> None:
         """Store a batch; on the asyncio loop."""
         statements = batch.statements()
         try:
-            refused = await self._execute(statements, batch.schemas() - self._schemas)
+            refused = await self._execute(statements, tables, batch.schemas() - self._schemas)
         except StorageError as error:
             self._forget_tables(error)
             if error.outcome == "unknown":
@@ -185,59 +190,48 @@ class PostgresStore:
             batch.roll_back()
             if len(batch.todo) == 1 or not code_of(error.__cause__).startswith(_ONE_IS_BAD):
                 raise
-            await self._commit_singly(batch)
+            await self._commit_singly(batch, tables)
             return
         lost = batch.take(statements, refused)
         if lost:
             places = [Place(*batch.place(i)) for i in lost]
-            for i, found in zip(lost, await self._look(places), strict=True):
+            for i, found in zip(lost, await self._by_table(self._writer, look_at, places, tables), strict=True):
                 if isinstance(found, Found):
                     batch.refuse(i, found.head)
                 else:
                     batch.answers[i] = found
 
-    async def _commit_singly(self, batch: CommitBatch) -> None:
+    async def _commit_singly(self, batch: CommitBatch, tables: Tables) -> None:
         """Store what can be stored of a batch in which one write has something that the server won't take."""
         for i, single in batch.singles():
             try:
-                await self._commit(single)
+                await self._commit(single, tables)
                 batch.answers[i] = single.answers[0]
             except StorageError as error:
                 if not code_of(error.__cause__).startswith(_ONE_IS_BAD):
                     raise
                 batch.answers[i] = error
 
-    async def _execute(self, statements: list[Statement], schemas: set[tuple[str, int]]) -> list[set[str]]:
+    async def _execute(
+        self, statements: list[Statement], tables: Tables, schemas: set[tuple[str, int]]
+    ) -> list[set[str]]:
         """Execute a batch as one transaction, again if others were in the way; return the keys that were refused."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 if schemas:
-                    await self._writer.run(lambda it: self._register(it, schemas))
-                return await self._writer.run(lambda it: self._transact(it, statements), outcome="unknown")
+                    await self._writer.run(lambda it: self._register(it, tables, schemas))
+                return await self._writer.run(lambda it: _transact(it, statements, tables), outcome="unknown")
             except StorageError as error:
                 if attempt == _ATTEMPTS or code_of(error.__cause__) not in _IN_THE_WAY:
                     raise
             await asyncio.sleep(random() * _PAUSE * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _transact(self, connection: AsyncConnection[Any], statements: list[Statement]) -> list[set[str]]:
-        if len(statements) == 1:
-            return [await self._refused(connection, statements[0])]
-        async with connection.transaction():
-            return [await self._refused(connection, statement) for statement in statements]
-
-    async def _refused(self, connection: AsyncConnection[Any], statement: Statement) -> set[str]:
-        sql = commit_statement(self._tables[statement.table], statement.parts)
-        cursor = connection.cursor(binary=True)
-        await cursor.execute(sql, statement.values, prepare=True)
-        return {key for (key,) in await cursor.fetchall()}
-
-    async def _register(self, connection: AsyncConnection[Any], schemas: set[tuple[str, int]]) -> None:
+    async def _register(self, connection: Connection, tables: Tables, schemas: set[tuple[str, int]]) -> None:
         """Note which schema versions are in a table, before they are: a query may ask for states without saying."""
         for name, schema in schemas:
-            table = self._tables[name]
-            values = {"name": table.name, "schema": schema}
-            await connection.execute(table.add_schema, values)
+            table = tables[name]
+            await connection.execute(table.add_schema, {"name": table.name, "schema": schema})
             self._schemas.add((name, schema))
 
     async def _claim_all(self, places: list[Place]) -> Sequence[Found | Exception]:
@@ -246,19 +240,17 @@ class PostgresStore:
     async def _look_all(self, places: list[Place]) -> Sequence[Found | Exception]:
         return await self._together(self._reader, look_at, places)
 
-    async def _look(self, places: list[Place]) -> Sequence[Found | DgentError]:
-        return await self._by_table(self._writer, look_at, places)
-
     async def _together(self, session: Session, work: Any, places: list[Place]) -> Sequence[Found | DgentError]:
-        for name in {place.table for place in places} - self._tables.keys():
-            await self.prepare(name)
+        tables = await self._prepare_all({place.table for place in places})
         try:
-            return await self._resources.run_asyncio(self._by_table, session, work, places)
+            return await self._resources.run_asyncio(self._by_table, session, work, places, tables)
         except StorageError as error:
             self._forget_tables(error)
             raise
 
-    async def _by_table(self, session: Session, work: Any, places: list[Place]) -> Sequence[Found | DgentError]:
+    async def _by_table(
+        self, session: Session, work: Any, places: list[Place], tables: Tables
+    ) -> Sequence[Found | DgentError]:
         """Ask for many states: one statement a table, and one more for each time that a key comes again."""
         answers: dict[int, Found | DgentError] = {}
         rest = list(range(len(places)))
@@ -269,7 +261,7 @@ class PostgresStore:
                 if places[i].table == table:
                     chosen.setdefault(places[i].key, i)
             keys = sorted(chosen, key=str.encode)
-            found = await session.run(partial(work, table=self._tables[table], keys=keys, place=self.place.safe))
+            found = await session.run(partial(work, table=tables[table], keys=keys, place=self.place.safe))
             answers |= {chosen[key]: one for key, one in zip(keys, found, strict=True)}
             rest = [i for i in rest if i not in answers]
         return [answers[i] for i in range(len(places))]
@@ -277,3 +269,18 @@ class PostgresStore:
     def _warn(self) -> None:
         message = f"{self.place.safe} has fsync=off: a crash of its machine loses acknowledged writes"
         self._loop.call_threadsafe(partial(self._resources.emit, "warning", None, reason="fsync", message=message))
+
+
+async def _transact(connection: Connection, statements: list[Statement], tables: Tables) -> list[set[str]]:
+    """Execute the statements of a batch; return the keys that each of them refused."""
+    if len(statements) == 1:
+        return [await _refused(connection, statements[0], tables)]
+    async with connection.transaction():
+        return [await _refused(connection, statement, tables) for statement in statements]
+
+
+async def _refused(connection: Connection, statement: Statement, tables: Tables) -> set[str]:
+    sql = commit_statement(tables[statement.table], statement.parts)
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(sql, statement.values, prepare=True)
+    return {key for (key,) in await cursor.fetchall()}

@@ -384,7 +384,7 @@ class Cell(StoredTurns):
         self.crash(error)
         if envelope.crashes:
             if type(envelope.waiter) is not Receipt:  # which publishes it
-                self.runtime.emit("dead_letter", self.name, message=envelope.message, error=error)
+                self.runtime.emit("dead_letter", self.name, message=envelope.payload, error=error)
             return Failure(error)
         envelope.crashes += 1
         self.mailbox.put_back(envelope)

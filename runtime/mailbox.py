@@ -35,10 +35,15 @@ class Envelope:
         self.turn = turn
         self.args = args
         self.waiter = waiter
-        self.message = message  # what to show as a dead letter
+        self.message = message  # None: a method was called
         self.alone = alone  # can't be run twice, or together with others
         self.started = False
         self.crashes = 0  # a message in whose turn the actor crashed twice is set aside
+
+    @property
+    def payload(self) -> Any:
+        """What to show of it as a dead letter: the message, or of a method's call its name and arguments."""
+        return self.message if self.message is not None else (getattr(self.turn, "__name__", "turn"), *self.args)
 
     @property
     def withdrawn(self) -> bool:

@@ -124,6 +124,8 @@ async def _settle_shared(cell: Cell, staged: Staged) -> None:
 def _note_lost_history(cell: Cell, opened: Opened, acknowledged: int) -> None:
     """A store that holds less than it acknowledged (restarted without its data) is worth an alarm."""
     stored = opened.record.version if opened.record is not None else 0
+    if getattr(cell.backend, "went_back", None) == (acknowledged, stored):
+        return  # the backend has found it out itself, and said so
     if cell.committer is not None and stored < acknowledged and not cell.is_shared:
         cell.runtime.emit("warning", cell.name, message=f"the store went back from version {acknowledged} to {stored}")
 

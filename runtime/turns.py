@@ -36,6 +36,7 @@ from dgents.runtime.errors import (
     VersionConflictError,
 )
 from dgents.runtime.patch import apply_patch, encode_patch, get_part, parse_path, set_part
+from dgents.runtime.roundtrip import find_difference
 
 if TYPE_CHECKING:
     from dgents.runtime.commit import Committer, Staged
@@ -379,7 +380,7 @@ class StateTurns:
     def put_part(self, path: tuple[str, ...], data: bytes, seen: bytes | None = None) -> int:
         """Save a part of the state; refuse it if the part is not what its sender saw."""
         tree = self._tree()
-        if seen is not None and self.codec.from_tree(get_part(tree, path)) != seen:
+        if seen is not None and not self._is_still(seen, get_part(tree, path)):
             raise StaleStateError(
                 self.version,
                 self.version,
@@ -394,6 +395,10 @@ class StateTurns:
         self.codec.decode(encoded)  # the whole must still be a state of its schema
         self.accept(MISSING, encoded)
         return self.version
+
+    def _is_still(self, seen: bytes, part: Any) -> bool:
+        """Say whether a part is what was seen; the items of a set may have come back in another order."""
+        return self.codec.from_tree(part) == seen or find_difference(self.codec.to_tree(seen), part) is None
 
     def apply_part(self, path: tuple[str, ...], fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Save what ``fn`` makes of a part; return the new part and the version."""

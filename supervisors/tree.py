@@ -62,11 +62,15 @@ class Child:
     def begin_anew(self, error: BaseException) -> None:
         """Restart because something above was restarted; the budget begins anew."""
         self._intensity = None
-        self.cell.crash(error)
+        if self.restart != "temporary":
+            self.cell.crash(error)
+        elif self.cell.stopping is None:  # it has not failed, so it ends in order: what it acknowledged is flushed
+            self.cell.stop(str(error))
 
     def halt(self, error: BaseException | None) -> None:
-        """Stop because what is above could not be restarted."""
-        self.cell.stop_after(error)
+        """Stop because what is above could not be restarted; what it has acknowledged is flushed first."""
+        if self.cell.stopping is None:
+            self.cell.stop(f"its supervisor was given up after {type(error).__name__}: {error}")
 
     def stopped(self, cell: Cell, error: BaseException | None) -> None:
         """Take note that the actor has stopped for good after ``error``."""

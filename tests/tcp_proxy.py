@@ -53,13 +53,17 @@ class TcpProxy:
         """Pass on what was held, even if its sender has given up by now."""
         self._flowing[direction].set()
 
+    def cut(self) -> None:
+        """Reset every connection; new ones are taken."""
+        for pair in self._pairs:
+            self._reset(*pair)
+
     def close(self) -> None:
-        """End every connection."""
+        """End every connection, and take no new one."""
         self._listener.close()
         for event in self._flowing.values():
             event.set()
-        for pair in self._pairs:
-            self._reset(*pair)
+        self.cut()
 
     def _accept(self) -> None:
         with suppress(OSError):

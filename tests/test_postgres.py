@@ -60,6 +60,24 @@ async def test_a_query_can_not_write(url: str, sql: str) -> None:
         assert len(await ref.history()) == 1
 
 
+@pytest.mark.parametrize(
+    ("sql", "error"),
+    [
+        ("SELECT state FROM states, pg_sleep(60)", "given up"),
+        ("SELECT state FROM states WHERE 1 / (version - 1) > 0", "division by zero"),
+        ("SELECT set_config('transaction_read_only', 'off', true)", "refused"),
+    ],
+)
+async def test_a_query_that_fails_fails_alone(url: str, sql: str, error: str) -> None:
+    async with dgents.Runtime() as rt:
+        ref = await rt.spawn("a", dgents.SQLAgent(url + "?options=-cstatement_timeout%3D300"))
+        await ref.save(1)
+        with pytest.raises(dgents.StateError, match=error):
+            await ref.query(sql)
+        assert await ref.load() == 1
+        assert rt.stats()["a"].restarts == 0
+
+
 async def test_a_role_that_may_not_make_tables_is_told_what_to_run(url: str, server: PostgresServer) -> None:
     name = "guest_of_" + url.rpartition("/")[2]
     server.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'guest-secret'", url=url)
@@ -120,6 +138,7 @@ async def test_a_row_that_was_changed_by_hand_is_found(url: str, server: Postgre
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # the command line is a process of its own
 async def test_the_command_line_looks_in_and_copies(url: str, server: PostgresServer, tmp_path: Path) -> None:
     async with dgents.Runtime() as rt:
         ref = await rt.spawn("a", dgents.SQLAgent(url))

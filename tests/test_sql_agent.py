@@ -200,8 +200,8 @@ def test_an_agent_is_a_picklable_description_that_hides_its_uri():
 
 
 def test_a_url_of_another_kind_is_refused_without_its_password():
-    with pytest.raises(ValueError, match="postgresql") as caught:
-        SQLAgent("postgresql://me:secret@host/db")
+    with pytest.raises(ValueError, match="mysql") as caught:
+        SQLAgent("mysql://me:secret@host/db")
     assert "secret" not in str(caught.value)
 
 

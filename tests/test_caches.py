@@ -1,0 +1,132 @@
+"""Caches and budgets: what is served from memory, what a failure leaves, and what is refused before it is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+import dgents
+from dgents.runtime.codec import Codec
+from tests.calls import calls
+from tests.fake_store import FakeAgent, FakeStore, fails_before
+
+pytestmark = pytest.mark.anyio
+
+
+def cached(agent: Any, **options: Any) -> dgents.CachedAgent:
+    return dgents.CachedAgent(dgents.VolatileAgent(), agent, **options)
+
+
+async def test_many_that_miss_at_once_are_served_by_one_load(anyio_backend: str) -> None:
+    store = FakeStore()
+    async with dgents.Runtime() as rt, calls() as run:
+        rt.register("user", lambda key: cached(FakeAgent(store)))
+        ref = rt.ref("user/1")
+        store.hold_openings()
+        loads = [run(ref.load) for _ in range(100)]
+        await anyio.wait_all_tasks_blocked()
+        store.let_openings_go()
+        for load in loads:
+            with pytest.raises(dgents.StateNotFoundError):
+                await load.result()
+        assert len(store.opened) == 1
+
+
+async def test_what_is_not_there_is_not_looked_for_again(anyio_backend: str) -> None:
+    store = FakeStore()
+    async with dgents.Runtime() as rt:
+        ref = await rt.spawn("a", cached(FakeAgent(store, "shared")))
+        for _ in range(10):
+            assert await ref.load(default="none") == "none"
+            store.read_faults = 1  # a read would fail now
+        assert rt.stats()["a"].hits >= 9
+        store.read_faults = 0
+
+
+async def test_a_write_through_that_fails_leaves_both_halves_as_they_were(anyio_backend: str) -> None:
+    store = FakeStore()
+    async with dgents.Runtime() as rt:
+        group = await rt.supervisor("g", max_restarts=10, backoff=dgents.Backoff(0, 0))
+        ref = await group.spawn("a", cached(FakeAgent(store)))
+        await ref.save("old")
+        store.faults.extend([fails_before, fails_before])
+        with pytest.raises(dgents.StorageError) as failed:
+            await ref.save("new")
+        assert failed.value.outcome == "rolled_back"
+        assert await ref.load() == "old"
+        assert store.versions("a") == [1]
+
+
+async def test_a_crash_with_writes_behind_loses_none_of_them(anyio_backend: str) -> None:
+    store = FakeStore()
+    async with dgents.Runtime() as rt:
+        flush = dgents.Flush(max_delay=60)
+        ref = await rt.spawn("a", cached(FakeAgent(store), policy="write-behind", flush=flush))
+        await ref.save(1)
+        await ref.save(2)
+        store.faults.append(fails_before)
+        await ref.flush()
+        assert (store.versions("a"), rt.stats()["a"].at_risk) == ([1, 2], 0)
+        await ref.save(3)
+    assert store.versions("a") == [1, 2, 3], "flushed on the way out"
+
+
+async def test_passivation_flushes_what_was_acknowledged(anyio_backend: str) -> None:
+    store = FakeStore()
+    async with dgents.Runtime() as rt:
+        flush = dgents.Flush(max_delay=3600)
+        make = lambda key: cached(FakeAgent(store), policy="write-behind", flush=flush)  # noqa: E731
+        rt.register("user", make, max_active=1)
+        await rt.ref("user/1").save("kept")
+        await rt.ref("user/2").save("other")
+        with anyio.fail_after(5):
+            while not store.records.get("user/1"):
+                await anyio.lowlevel.checkpoint()
+        assert await rt.ref("user/1").load() == "kept"
+
+
+async def test_stopping_a_supervisor_flushes_its_children(anyio_backend: str) -> None:
+    store = FakeStore()
+    async with dgents.Runtime() as rt:
+        group = await rt.supervisor("g")
+        flush = dgents.Flush(max_delay=3600)
+        ref = await group.spawn("a", cached(FakeAgent(store), policy="write-behind", flush=flush))
+        await ref.save("kept")
+        assert store.versions("a") == []
+        await group.stop()
+        assert store.versions("a") == [1]
+
+
+@pytest.mark.parametrize("order", ["budget outside", "budget inside"])
+@pytest.mark.parametrize("policy", ["write-through", "write-behind"])
+async def test_a_budget_nests_with_a_cache_in_any_order(anyio_backend: str, order: str, policy: Any) -> None:
+    store = FakeStore()
+    if order == "budget outside":
+        agent: Any = dgents.EntropyConstrainedAgent(cached(FakeAgent(store), policy=policy), 0.5, 100)
+    else:
+        agent = cached(dgents.EntropyConstrainedAgent(FakeAgent(store), 0.5, 100), policy=policy)
+    async with dgents.Runtime() as rt:
+        ref = await rt.spawn("a", agent)
+        await ref.save("x" * (50 - 2))
+        with pytest.raises(dgents.StateTooLargeError) as refused:
+            await ref.save("x" * 100)
+        error = refused.value
+        assert (error.size, error.limit, error.budget) == (len(Codec[str]().encode("x" * 100)), 50, 0.5)
+        assert await ref.load() == "x" * 48
+    assert store.versions("a") == [1]
+
+
+async def test_the_deeper_a_child_the_smaller_its_state(anyio_backend: str) -> None:
+    limits = []
+    async with dgents.Runtime() as rt:
+        parent: Any = rt
+        for depth in range(4):
+            agent = dgents.EntropyConstrainedAgent(dgents.VolatileAgent(), None, 1200)
+            ref = await parent.spawn(f"a{depth}", agent)
+            with pytest.raises(dgents.StateTooLargeError) as refused:
+                await ref.save("x" * 2000)
+            limits.append(refused.value.limit)
+            parent = await parent.supervisor(f"s{depth}")
+    assert limits == [1200 // (depth + 1) for depth in range(4)]
