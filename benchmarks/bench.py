@@ -58,13 +58,13 @@ class Bench:
             return count
         return quick if quick is not None else max(1, count // 10)
 
-    def measure(self, *contenders: Contender) -> list[list[Sample]]:
+    def measure(self, *contenders: Contender, warm_up: bool = True) -> list[list[Sample]]:
         """Return the verified samples of each contender, round by round.
 
         Raises:
             VerificationError: one of them did not do its work.
         """
-        return interleave(contenders, self.rounds, self.scratch, self._advance)
+        return interleave(contenders, self.rounds, self.scratch, self._advance, warm_up=warm_up)
 
     def compare(
         self,
@@ -103,6 +103,7 @@ class Bench:
         peer: str | None = None,
         theirs: Sequence[float] | None = None,
         details: dict[str, float] | None = None,
+        note: str = "",
     ) -> None:
         """Add a row from the verified figures of each round, ours and the peer's."""
         mine = spread(figures)
@@ -120,8 +121,13 @@ class Bench:
             target=target,
             better=better,
             details=details or {},
+            note=note,
         )
         self.results.append(result)
+
+    def absent(self, row: str, unit: str, note: str) -> None:
+        """Add a row that has no figure, and say why."""
+        self.results.append(Result(suite=self.suite, row=row, figure=0, unit=unit, low=0, high=0, rounds=0, note=note))
 
     def _advance(self, contender: Contender) -> None:
         self._done += 1

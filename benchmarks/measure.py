@@ -130,8 +130,12 @@ def interleave(
     rounds: int,
     scratch: Path,
     on_round: Callable[[Contender], None] = lambda contender: None,
+    *,
+    warm_up: bool = True,
 ) -> list[list[Sample]]:
     """Run ``rounds`` rounds of each contender, alternating, after one that warms up; return their samples.
+
+    What counts and doesn't time needs no ``warm_up``.
 
     Every other round runs in reverse order, so that neither always has the caches of the other behind it.
 
@@ -139,7 +143,7 @@ def interleave(
         VerificationError: a round, even of the warm-up, did not do its work; no sample is returned.
     """
     samples: list[list[Sample]] = [[] for _ in contenders]
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         order = list(zip(contenders, samples, strict=True))
         for contender, kept in order if number % 2 else reversed(order):
             sample = run_round(contender, scratch)

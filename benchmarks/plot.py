@@ -42,7 +42,7 @@ def draw(run: Run, titles: dict[str, str], directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for suite, title in titles.items():
-        results = [result for result in run.results if result.suite == suite]
+        results = [result for result in run.results if result.suite == suite and result.rounds]
         if not results:
             continue
         figure = figure_class()(figsize=(11, 2.2 + 0.42 * len(results)), layout="constrained")
@@ -59,7 +59,7 @@ def draw(run: Run, titles: dict[str, str], directory: Path) -> list[Path]:
 
 def _chart(figure: Any, results: Sequence[Result]) -> None:
     """Show what became of each update, or how far targets were reached, or the figures themselves."""
-    if all("lost" in result.details for result in results):
+    if all({"final", "refused", "lost"} <= result.details.keys() for result in results):
         _fates(figure.subplots(), results)
         return
     targeted = [result for result in results if result.score is not None]

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -36,7 +37,9 @@ def _columns(results: Sequence[Result]) -> dict[str, Cell]:
     units = {result.unit for result in results}
     figure = next(iter(units)) if len(units) == 1 else "median"
     columns: dict[str, Cell] = {
-        figure: lambda result: number(result.figure) + (f" {result.unit}" if len(units) > 1 else ""),
+        figure: lambda result: (
+            number(result.figure) + (f" {result.unit}" if len(units) > 1 else "") if result.rounds else ""
+        ),
         "min max": extremes,
         "peer's": lambda result: number(result.peer_figure),
         "ratio": lambda result: _times(result.ratio),
@@ -46,6 +49,7 @@ def _columns(results: Sequence[Result]) -> dict[str, Cell]:
     for heading in dict.fromkeys(heading for result in results for heading in result.details):
         columns[heading] = _detail(heading)
     columns["peer"] = lambda result: result.peer or ""
+    columns["note"] = lambda result: escape(result.note)
     return columns
 
 
@@ -129,8 +133,8 @@ def _filled(title: str, results: Sequence[Result], columns: dict[str, Cell]) -> 
         cells = [cell(result) for result in results]
         if any(cells):
             filled.append(cells)
-            peer = heading == "peer"  # the one column of words, which may be folded
-            shown.add_column(heading, justify="left" if peer else "right", no_wrap=not peer)
+            words = heading in ("peer", "note")  # these may be folded
+            shown.add_column(heading, justify="left" if words else "right", no_wrap=not words)
     for row, result in enumerate(results):
         shown.add_row(result.row, *(cells[row] or "-" for cells in filled))
     return shown

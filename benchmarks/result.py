@@ -20,6 +20,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         target: what the ratio is to reach; what the figure is to reach where there is no peer.
         better: which way is good; with ``"lower"`` the target is not to be exceeded.
         details: further columns, by their heading.
+        note: what a reader has to know about this row; why there is no figure, where ``rounds`` is 0.
     """
 
     suite: str
@@ -35,6 +36,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     target: float | None = None
     better: Literal["higher", "lower"] = "higher"
     details: dict[str, float] = {}
+    note: str = ""
 
     @property
     def identity(self) -> tuple[str, str, str | None]:

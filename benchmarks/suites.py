@@ -12,6 +12,8 @@ from dgents.benchmarks.bench import Bench
 MODULES = {
     "lost-updates": "dgents.benchmarks.lost_updates",
     "limits": "dgents.benchmarks.limits",
+    "writers": "dgents.benchmarks.writers",
+    "peers": "dgents.benchmarks.side_by_side",
 }
 
 
