@@ -70,6 +70,7 @@ class Staged:
     __slots__ = (
         "_replies",
         "_waiters",
+        "at_once",
         "base",
         "cell",
         "error",
@@ -85,6 +86,7 @@ class Staged:
         self.records: list[Record] = []
         self.requests: list[Request] = []
         self.gathering = True
+        self.at_once = False  # shared: of a turn that was run in its sender's task
         self.is_open = False
         self.error: DgentError | None = None
         self._waiters: list[Waiter] = []

@@ -11,12 +11,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import anyio
 
 from dgents.runtime.actor import Cell
+from dgents.runtime.commit import Failure
 from dgents.runtime.errors import AskTimeoutError, StateNotFoundError
 from dgents.runtime.lens import Lens
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.messages import Message
 from dgents.runtime.phase import Phase
 from dgents.runtime.seen import Seen
+from dgents.runtime.shared import take_at_once
 from dgents.runtime.tell import Receipt, Sent
 from dgents.runtime.transaction import LeasedView, Transaction
 from dgents.runtime.turns import MISSING, Form, Pending, Snapshot
@@ -189,7 +191,7 @@ class Ref(Generic[S]):
             if cell.gate is not None and (failure := await cell.gate.join()) is not None:
                 raise failure.again()
         else:
-            version = await self._ask(cell, request_id, cell.put, value, data, if_version, seen)
+            version = await self._ask(cell, request_id, cell.put, value, data, if_version, seen, at_once=True)
         self._saw(version)
         return version
 
@@ -254,7 +256,9 @@ class Ref(Generic[S]):
                 raise
         else:
             cell = self._live()
-            new, version = await self._ask(cell, request_id, cell.apply_queued, fn, args, default, keeps=True)
+            new, version = await self._ask(
+                cell, request_id, cell.apply_queued, fn, args, default, keeps=True, at_once=True
+            )
         self._saw(version)
         return new  # type: ignore[no-any-return]
 
@@ -382,8 +386,15 @@ class Ref(Generic[S]):
 
     # Inside
 
-    async def _ask(self, cell: Cell, request_id: str | None, turn: Any, *args: Any, keeps: bool = False) -> Any:
+    async def _ask(
+        self, cell: Cell, request_id: str | None, turn: Any, *args: Any, keeps: bool = False, at_once: bool = False
+    ) -> Any:
         if request_id is None:
+            if at_once and cell.is_shared and (waiter := take_at_once(cell, turn, args, keeps)) is not None:
+                reply = await waiter
+                if type(reply) is Failure:
+                    raise reply.again()
+                return reply
             return await cell.call(turn, *args)
         return await cell.call(cell.once, request_id, turn, args, keeps)
 

@@ -5,30 +5,88 @@ run one after the other on that version in memory, and what they wrote goes out 
 else wrote first, the newest version is read and the same turns are run again (optimistic concurrency control; Kung
 and Robinson, 1981). A batch that only read is confirmed by one read.
 So a batch costs one round trip when nobody interferes.
+
+A turn that finds nothing else going on is run in its sender's task, as a batch of its own, without a queue or a task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import random
 from typing import TYPE_CHECKING, Any
 
 from dgents.runtime.commit import Failure, Staged
-from dgents.runtime.errors import StorageError, VersionConflictError
-from dgents.runtime.mailbox import RUN_AGAIN
-from dgents.runtime.turns import BackendFailure
+from dgents.runtime.deadlock import current_turn
+from dgents.runtime.errors import DgentError, StorageError, VersionConflictError
+from dgents.runtime.mailbox import RUN_AGAIN, Envelope
+from dgents.runtime.phase import Phase
+from dgents.runtime.turns import BackendFailure, Pending
 
 if TYPE_CHECKING:
     from dgents.runtime.actor import Cell
-    from dgents.runtime.mailbox import Envelope
+    from dgents.runtime.loops import Waiter
 
 MOST_TOGETHER = 256  # turns in one compare-and-set
 MOST_ATTEMPTS = 1000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05  # seconds
 
 
+def take_at_once(cell: Cell, turn: Callable[..., Any], args: tuple[Any, ...], is_update: bool) -> Waiter | None:
+    """Run a turn that writes in its sender's task, and return the waiter for its reply.
+
+    None: it has to be queued, because something else is going on, it must wait itself, or it fails on what memory
+    holds, which may not be what the store has.
+    """
+    if (
+        not cell.fresh
+        or cell.draining
+        or cell.gate is not None
+        or cell.phase is not Phase.RUNNING
+        or cell.stopping is not None
+        or cell.committer is None
+        or cell.is_cached
+        or current_turn.get() is not None
+    ):
+        return None
+    cell.runtime.check_thread()
+    try:
+        reply = cell.apply(*args) if is_update else turn(*args)
+    except Exception:
+        return None
+    if type(reply) is Pending:
+        reply.drop()
+        return None
+    staged: Staged | None = cell.gate
+    if staged is None:
+        return None
+    cell.turns += 1
+    cell.touched = cell.coop.turn
+    waiter = cell.loop.waiter()
+    envelope = Envelope(turn, args, waiter)
+    envelope.started = True
+    cell.batch = [envelope]  # what is run again, if another process wrote first or it can't be known
+    staged.at_once = True
+    staged.answer(waiter, (reply, cell.version) if is_update else reply)
+    cell.committer.submit(staged)
+    return waiter
+
+
+def lost_at_once(cell: Cell, refusal: DgentError) -> None:
+    """The store refused a turn that was run at once: another process wrote first, so it is queued."""
+    _forget(cell)
+    for envelope in cell.batch:
+        if isinstance(refusal, VersionConflictError):
+            cell.mailbox.put_back(envelope)
+        elif not envelope.waiter.done():
+            envelope.waiter.set_result(Failure(refusal))
+    cell.wake()
+
+
 async def take_shared_turns(cell: Cell) -> None:
     """Take the queued turns of a shared actor and apply them as one compare-and-set."""
+    if cell.gate is not None:  # of a turn that was run at once
+        await cell.settled()
+        return
     batch = _take_batch(cell)
     if not batch:
         return
@@ -99,10 +157,7 @@ async def submit(cell: Cell, staged: Staged) -> bool:
     if staged.is_open:
         cell.is_fresh()
         return True
-    cell.fresh = False
-    cell.gate = None
-    cell.requests = None
-    cell.adopt_record(None)  # what was not stored is not known: the next batch begins by reading
+    _forget(cell)
     if staged.error is None:  # in doubt: the recovery answers
         return True
     if isinstance(staged.error, VersionConflictError):
@@ -110,6 +165,14 @@ async def submit(cell: Cell, staged: Staged) -> bool:
     for envelope in cell.batch:
         cell.answer(envelope, Failure(staged.error))
     return True
+
+
+def _forget(cell: Cell) -> None:
+    """What was not stored is not known: the next batch begins by reading."""
+    cell.fresh = False
+    cell.gate = None
+    cell.requests = None
+    cell.adopt_record(None)
 
 
 async def refresh(cell: Cell) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dgents.runtime.commit import Staged
 from dgents.runtime.contract import Record, Request
@@ -15,9 +15,11 @@ from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError
 from dgents.runtime.freshness import Freshness
 from dgents.runtime.phase import Phase
 from dgents.runtime.recovery import refuse_in_doubt
+from dgents.runtime.shared import lost_at_once
 from dgents.runtime.turns import MISSING, BackendFailure, Form, Interrupted
 
 if TYPE_CHECKING:
+    from dgents.runtime.actor import Cell
     from dgents.runtime.loops import Waiter
 
 T = TypeVar("T")
@@ -77,6 +79,8 @@ class StoredTurns(Freshness):
                 self.notify()
         elif self.is_shared:
             staged.discard(refusal)
+            if staged.at_once:
+                lost_at_once(cast("Cell", self), refusal)
         else:
             self._refused(staged, refusal)
         self._wake_settling()

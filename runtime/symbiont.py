@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dgents.runtime.turns import MISSING
@@ -54,11 +54,14 @@ class Symbiont(Generic[I, O, S]):
         async def finish(pending: Awaitable[tuple[O, S]]) -> S:
             return keep(await pending)
 
+        async def begin(state: S) -> S:  # calls async logic only once its turn goes on: it may be dropped before
+            return keep(await self.logic(value, state))  # type: ignore[misc]
+
         def keep(result: tuple[O, S]) -> S:
             if not isinstance(result, tuple) or len(result) != 2:
                 raise TypeError(f"the logic of a Symbiont returns (output, new_state), not {type(result).__name__}")
             output[:] = [result[0]]
             return result[1]
 
-        await self.ref.update(turn, default=self.default)
+        await self.ref.update(begin if iscoroutinefunction(self.logic) else turn, default=self.default)
         return output[0]
