@@ -11,6 +11,7 @@ from dgents.backends.chain import broken
 from dgents.backends.event_codec import StoredEvent
 from dgents.runtime.contract import Request, Store
 
+_CHUNK_BYTES = 4 * 2**20
 CHUNK = 4096  # events that are read, decoded and folded at a time: a millisecond or two
 
 
@@ -128,6 +129,12 @@ class EventLog(Protocol):
     async def close(self) -> None:
         """Let go of the log. Never raises for one that is gone."""
         ...
+
+
+def events_at_a_time(chunk: Sequence[StoredEvent]) -> int:
+    """Return how many events like these to read at a time: fewer of large ones."""
+    size = sum(len(bytes(stored.payload)) for stored in chunk[:16]) // min(len(chunk), 16)
+    return max(1, min(CHUNK, _CHUNK_BYTES // (size + 1)))
 
 
 def check_numbers(actor: str, chunk: Sequence[StoredEvent], first: int) -> None:

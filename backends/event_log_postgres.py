@@ -17,7 +17,7 @@ from psycopg import AsyncConnection
 
 from dgents.backends.chain import GENESIS, Seal
 from dgents.backends.event_codec import StoredEvent, from_data, link_in
-from dgents.backends.event_log import CHUNK, Chunks, LogState, StateSnapshot, check_numbers
+from dgents.backends.event_log import CHUNK, Chunks, LogState, StateSnapshot, check_numbers, events_at_a_time
 from dgents.backends.postgres import PostgresBackend
 from dgents.backends.postgres_read import fetch
 from dgents.backends.postgres_store import PostgresStore
@@ -27,7 +27,6 @@ from dgents.runtime.contract import Ownership, Record, Request, Resources
 from dgents.runtime.errors import OwnershipLostError, StorageError
 
 _UNBOUNDED = 2**62  # versions kept: all of them
-_CHUNK_BYTES = 4 * 2**20
 _SNAPSHOTS = "_snapshots"
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -110,8 +109,7 @@ class PostgresLog:
                 raise corrupt(store.place.safe, self.key, f"events {after + 1} to {until} are missing")
             check_numbers(self.actor, chunk, after + 1)
             after = chunk[-1].version
-            size = sum(len(bytes(stored.payload)) for stored in chunk[:16]) // min(len(chunk), 16)
-            limit = max(1, min(CHUNK, _CHUNK_BYTES // (size + 1)))  # large events: fewer at a time
+            limit = events_at_a_time(chunk)
             return chunk
 
         return Chunks(step)

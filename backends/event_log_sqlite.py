@@ -19,7 +19,7 @@ import msgspec
 
 from dgents.backends.chain import GENESIS, Seal
 from dgents.backends.event_codec import StoredEvent, from_data, link_in
-from dgents.backends.event_log import CHUNK, Chunks, LogState, StateSnapshot, check_numbers
+from dgents.backends.event_log import CHUNK, Chunks, LogState, StateSnapshot, check_numbers, events_at_a_time
 from dgents.backends.sqlite import SqliteBackend
 from dgents.backends.sqlite_store import SqliteStore
 from dgents.backends.sqlite_tables import COLUMNS, StatesTable, corrupt, to_record
@@ -27,7 +27,6 @@ from dgents.runtime.contract import Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import OwnershipLostError, StateCorruptionError, StorageError
 
 _UNBOUNDED = 2**62  # versions kept: all of them
-_CHUNK_BYTES = 4 * 2**20
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_snapshot = msgspec.msgpack.Decoder(StateSnapshot).decode
@@ -123,8 +122,7 @@ class SqliteLog:
                 raise corrupt(self.path, self.key, f"events {after + 1} to {until} are missing")
             check_numbers(self.actor, chunk, after + 1)
             after = chunk[-1].version
-            size = sum(len(bytes(stored.payload)) for stored in chunk[:16]) // min(len(chunk), 16)
-            limit = max(1, min(CHUNK, _CHUNK_BYTES // (size + 1)))  # large events: fewer at a time
+            limit = events_at_a_time(chunk)
             return chunk
 
         return Chunks(step)
