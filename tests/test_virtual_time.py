@@ -272,6 +272,10 @@ def test_a_cached_state_is_read_again_after_its_ttl(in_virtual_time: Any) -> Non
     in_virtual_time(program)
 
 
+def _versions(store: FakeStore) -> list[int]:
+    return [record.version for records in store.records.values() for record in records]
+
+
 async def storm(actors: int, seconds: float, chance: random.Random) -> None:
     """Crash actors at random; every call is answered, what was acknowledged is kept, each restart is told of."""
     log = Log()
@@ -299,7 +303,8 @@ async def storm(actors: int, seconds: float, chance: random.Random) -> None:
             await rt.supervisor(f"g{n}", strategy=strategy, max_restarts=10_000, backoff=backoff)
             for n, strategy in enumerate(["one_for_one", "one_for_all", "rest_for_one"] * 4)
         ]
-        refs = [await groups[n % 12].spawn(f"a{n}", FakeAgent(store)) for n, store in enumerate(stores)]
+        agents = [FakeAgent(store) if n % 5 else behind(store, max_delay=0.05) for n, store in enumerate(stores)]
+        refs = [await groups[n % 12].spawn(f"a{n}", agent) for n, agent in enumerate(agents)]
         async with anyio.create_task_group() as tasks:
             for ref, kept in zip(refs, told, strict=True):
                 tasks.start_soon(write, ref, kept)
@@ -316,6 +321,8 @@ async def storm(actors: int, seconds: float, chance: random.Random) -> None:
             state = await ref.load(default=[])
             assert state == sorted(set(state)), "none twice, in order"
             assert set(kept[-40:]) <= set(state), "none lost"
+            await ref.flush()
+        assert all(versions == list(range(1, len(versions) + 1)) for versions in map(_versions, stores))
         restarts = Counter(event.actor for event in log.of("restarted"))
         assert {name: stats.restarts for name, stats in rt.stats().items() if stats.restarts} == dict(restarts)
         assert sum(restarts.values()) > seconds
