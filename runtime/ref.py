@@ -150,6 +150,8 @@ class Ref(Generic[S]):
             raise ValueError(f"limit is {limit}; give 0 or more, or None for all that are kept")
         cell = self._live()
         forms = await cell.call(cell.history, limit, alone=True)
+        if forms:
+            self._saw(forms[-1].version)
         return [form.decode(cell.codec) for form in forms]
 
     def watch(self) -> AsyncIterator[Snapshot[S]]:
@@ -242,9 +244,9 @@ class Ref(Generic[S]):
                         await cell.gate.wait()
                     raise
             if type(new) is not Pending:
-                cell.last_writer = id(coop.task())
-                if coop.lent:
-                    coop.note_lent(cell)
+                if coop.task() is not coop.last_task:
+                    coop.note_task()
+                coop.last_seen[cell.name] = cell.version
                 if cell.gate is not None and (failure := await cell.gate.join()) is not None:
                     raise failure.again()
                 return new  # type: ignore[no-any-return]
@@ -416,10 +418,7 @@ class Ref(Generic[S]):
         """Return the version that a save may overwrite, as far as this task has seen one."""
         if if_version is not None:
             return None
-        cell = self._cell
-        seen: int | None = self._seen().get(cell.name)
-        if seen is not None and cell.last_writer == id(cell.coop.last_task):
-            return cell.version  # its own update made the current version
+        seen: int | None = self._seen().get(self._cell.name)
         return seen
 
     def _seen(self) -> Seen:

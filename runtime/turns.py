@@ -136,7 +136,6 @@ class StateTurns:
         "epoch",
         "gate",
         "keep",
-        "last_writer",
         "name",
         "observed",
         "requests",
@@ -165,7 +164,6 @@ class StateTurns:
         self.data: Bytes = None
         self.tree: Any = MISSING
         self.version = 0
-        self.last_writer = 0
         self.epoch = 0
         self.saved_at = 0.0
         self.earlier: deque[Any] | None = None
@@ -426,7 +424,6 @@ class StateTurns:
         self.value = value
         self.data = data
         self.tree = tree
-        self.last_writer = 0
         self.version += 1
         self.saved_at = time()
         if self.committer is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dgents.runtime.loops import Timer
     from dgents.runtime.runtime import BaseRuntime
 
+_SHRINK_AFTER = 0.05  # seconds
 _SWEEPS_PER_TIMEOUT = 4  # an actor is passivated after 1 to 1.25 times its idle timeout
 
 
@@ -52,6 +53,7 @@ class Family:
         self._idle_sweeps: dict[str, tuple[int, int]] = {}  # name -> (recency seen, sweeps without a change)
         self._leaving: set[str] = set()
         self._timer: Timer | None = None
+        self._shrinking: Timer | None = None
 
     def key(self, name: str) -> str:
         """Return the part of the name after the prefix."""
@@ -89,7 +91,7 @@ class Family:
         self._leaving.discard(cell.name)
         self._idle_sweeps.pop(cell.name, None)
 
-    def _make_room(self, newcomer: Cell) -> None:
+    def _make_room(self, newcomer: Cell | None) -> None:
         assert self.max_active is not None
         busy: list[tuple[int, str]] = []
         excess = len(self._active) - len(self._leaving) - self.max_active
@@ -107,6 +109,13 @@ class Family:
                 busy.append((touched, name))
         for entry in busy:
             heapq.heappush(self._heap, entry)
+        if excess > 0 and self._shrinking is None:  # those that are busy now leave a little later
+            self._shrinking = self._runtime.loop.call_later(_SHRINK_AFTER, self._shrink)
+
+    def _shrink(self) -> None:
+        self._shrinking = None
+        if not self._runtime.closing:
+            self._make_room(None)
 
     def _passivate(self, cell: Cell) -> None:
         self._leaving.add(cell.name)
@@ -137,6 +146,7 @@ class Family:
 
     def close(self) -> None:
         """Stop looking for idle actors."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._shrinking):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._shrinking = None

@@ -12,12 +12,15 @@ from typing import Any, Literal
 from dgents.backends.volatile import VolatileAgent
 from dgents.runtime.actor import Cell
 from dgents.runtime.contract import Agent, Backend, Opened, Record, Request, Resources, Store
-from dgents.runtime.errors import UnsupportedOperationError
+from dgents.runtime.errors import StorageError, UnsupportedOperationError
 from dgents.supervisors.flush_journal import FlushJournal
 from dgents.supervisors.wrapper import Wrapper
 from dgents.supervisors.write_behind import Flush, WriteBehind
 
 Policy = Literal["write-through", "write-behind"]
+
+
+_SAME_TIME = 0.001  # seconds
 
 
 class CachedAgent(Wrapper):
@@ -126,12 +129,34 @@ class WriteBehindBackend(CachingBackend):
             if self._journal is None:
                 self._journal = await FlushJournal.acquire(self._flush.journal, self._resources)
             records, requests = await self._journal.claim(self.actor)
+            self._check_base(records, opened.record)
         except BaseException:
             await self.inner.close()
             raise
         self._replayed = [record for record in records if record.version > self._stored]
         self._requests = [request for request in requests if request.version > self._stored]
         return Opened(self._replayed[-1], opened.epoch) if self._replayed else opened
+
+    def _check_base(self, journaled: list[Record], stored: Record | None) -> None:
+        """Refuse a journal whose store was written by somebody else since: one of the two would be overwritten.
+
+        What was flushed before a crash is in the journal as it is in the store, or was trimmed from it.
+        """
+        if stored is None or not journaled or stored.version < journaled[0].version:
+            return
+        at = stored.saved_at  # some stores round it
+        if any(one.version == stored.version and abs(one.saved_at - at) < _SAME_TIME for one in journaled):
+            return
+        newer = sum(one.version > stored.version for one in journaled)
+        raise StorageError(
+            f"the journal {self._flush.journal} holds acknowledged writes of {self.actor!r} up to version "
+            f"{journaled[-1].version}, but somebody else has written version {stored.version} to its store since",
+            actor=self.actor,
+            retryable=False,
+            outcome="not_started",
+            hint=f"nothing was changed; open the state without the journal to keep what is stored ({newer} journaled "
+            "versions are newer), and open a state with its journal first after a crash",
+        )
 
     def attach(self, cell: Cell) -> WriteBehind:
         """Return what writes behind for this actor."""

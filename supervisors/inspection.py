@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import msgspec
 from anyio.abc import SocketStream
 
 from dgents.backends.files import storage_errors
+from dgents.runtime.errors import StorageError
 
 if TYPE_CHECKING:
     from dgents.supervisors.runtime import Runtime
@@ -40,6 +42,7 @@ class Inspection:
         with storage_errors(self.path, "make the socket for inspection"):
             await anyio.to_thread.run_sync(_remove_stale, self.path)
             self._listener = await anyio.create_unix_listener(self.path, mode=0o600)
+            self._inode = self.path.stat().st_ino
         self._ended = self._runtime.loop.waiter()
         self._runtime.loop.start(self._serve)
 
@@ -49,7 +52,8 @@ class Inspection:
             self._scope.cancel()
             await self._ended
             with suppress(FileNotFoundError):
-                self.path.unlink()
+                if self.path.stat().st_ino == self._inode:  # not that of another one that came since
+                    self.path.unlink()
 
     async def _serve(self) -> None:
         with self._scope:
@@ -66,6 +70,19 @@ class Inspection:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the socket of a dead process; anything else in its place is left alone."""
-    if path.is_socket():
-        path.unlink()
+    """Remove the socket of a dead process; anything else in its place is left alone.
+
+    Raises:
+        StorageError: somebody answers there.
+    """
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink()
+            return
+    raise StorageError(
+        f"another runtime serves its figures at {path}", retryable=False, hint="give each runtime a path of its own"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -130,3 +132,28 @@ async def test_the_deeper_a_child_the_smaller_its_state(anyio_backend: str) -> N
             limits.append(refused.value.limit)
             parent = await parent.supervisor(f"s{depth}")
     assert limits == [1200 // (depth + 1) for depth in range(4)]
+
+
+async def test_a_journal_does_not_overwrite_what_another_owner_wrote_since(tmp_path: Path) -> None:
+    flush = dgents.Flush(max_delay=60, journal=tmp_path / "j")
+    store = dgents.SQLAgent(str(tmp_path / "a.db"), key="a")
+    behind = dgents.CachedAgent(dgents.VolatileAgent(), store, policy="write-behind", flush=flush)
+    program = (
+        "import anyio, os, dgents\n"
+        "async def main():\n"
+        "    async with dgents.Runtime() as rt:\n"
+        f"        flush = dgents.Flush(max_delay=60, journal={str(tmp_path / 'j')!r})\n"
+        f"        store = dgents.SQLAgent({str(tmp_path / 'a.db')!r}, key='a')\n"
+        "        agent = dgents.CachedAgent(dgents.VolatileAgent(), store, policy='write-behind', flush=flush)\n"
+        "        ref = await rt.spawn('a', agent)\n"
+        "        for n in range(5): await ref.save(n)\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "anyio.run(main)\n"
+    )
+    await anyio.run_process([sys.executable, "-c", program], check=False)
+    async with dgents.Runtime() as rt:  # opened without its journal, which is not replayed
+        await (await rt.spawn("a", store)).save("mine")
+    async with dgents.Runtime() as rt:
+        with pytest.raises(dgents.StorageError, match="somebody else"):
+            await rt.spawn("a", behind)
+        assert await (await rt.spawn("a", store)).load() == "mine"

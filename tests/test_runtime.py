@@ -269,3 +269,20 @@ class TestTheEnd:
 def test_a_runtime_needs_an_event_loop() -> None:
     with pytest.raises(RuntimeError, match="open_sync"):
         dgents.Runtime().__aenter__().send(None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("look", ["load", "update", "history", "snapshot", "save"])
+async def test_a_save_is_stale_whatever_showed_the_state(anyio_backend: str, look: str) -> None:
+    async with dgents.Runtime() as rt:
+        ref = await rt.spawn("a", dgents.VolatileAgent({"n": 0}))
+        calls = {"update": (lambda state: state,), "save": ({"n": 1},)}
+        await getattr(ref, look)(*calls.get(look, ()))
+
+        async def another() -> None:
+            await ref.update(lambda state: {"n": state["n"] + 1})
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(another)
+        with pytest.raises(dgents.StaleStateError):
+            await ref.save({"n": 100})

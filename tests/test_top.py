@@ -54,3 +54,12 @@ async def test_another_file_in_its_place_is_left_alone(tmp_path: Path) -> None:
         async with dgents.Runtime(inspect=tmp_path / "socket"):
             pass
     assert (tmp_path / "socket").read_text() == "precious"
+
+
+@pytest.mark.anyio
+async def test_a_second_runtime_does_not_take_the_socket_of_the_first(anyio_backend: str, tmp_path: Path) -> None:
+    async with dgents.Runtime(inspect=tmp_path / "s"):
+        with pytest.raises(dgents.StorageError, match="another runtime"):
+            async with dgents.Runtime(inspect=tmp_path / "s"):
+                pass
+        assert (tmp_path / "s").is_socket()

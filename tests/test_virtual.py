@@ -193,3 +193,20 @@ async def test_what_was_told_to_a_sleeping_actor_is_done_before_the_runtime_clos
     async with dgents.Runtime() as rt:
         rt.register("user/", lambda key: dgents.SQLAgent(str(tmp_path / "s.db"), key=key))
         assert await rt.ref("user/1").load() == "told"
+
+
+@pytest.mark.anyio
+async def test_a_burst_over_the_cap_leaves_no_more_than_the_cap_in_memory(anyio_backend: str) -> None:
+    async with dgents.Runtime() as rt:
+        rt.register("user", lambda key: dgents.VolatileAgent(0), max_active=10)
+
+        async def slow(n: int) -> int:
+            await anyio.sleep(0.01)
+            return n + 1
+
+        async with anyio.create_task_group() as tasks:
+            for n in range(100):
+                tasks.start_soon(rt.ref(f"user/{n}").update, slow)
+        with anyio.fail_after(10):
+            while len(rt.names()) > 10:  # noqa: ASYNC110 (nothing tells of it)
+                await anyio.sleep(0.01)
