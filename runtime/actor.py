@@ -133,7 +133,7 @@ class Cell(StoredTurns):
             self.phase = Phase.RUNNING
             await self.listen()
         except BaseException:  # what it holds can't be used: let go of it, so that another may mend it
-            await self._let_go()
+            await self.let_go()
             raise
 
     def adopt(self, opened: Opened) -> None:
@@ -227,6 +227,8 @@ class Cell(StoredTurns):
         in_flight = self.committer.in_flight(self) if self.committer is not None else ()
         for staged in {*in_flight, *self.in_doubt, *([self.gate] if self.gate is not None else [])}:
             staged.refuse(error)
+        if self.behind is not None:
+            self.behind.abandon(error)
         self.kill(error)
 
     def refuse(self) -> NoReturn:
@@ -319,7 +321,7 @@ class Cell(StoredTurns):
 
     async def _step(self) -> bool:
         """Do the next thing that is due; return False when there is nothing left to do."""
-        if self.phase is Phase.PASSIVE and self.stopping is None and len(self.mailbox):
+        if self.phase is Phase.PASSIVE and len(self.mailbox):  # also if it is to stop: what is queued is answered first
             await self._activate()
         elif self.phase is Phase.RESTARTING:
             await recover(self)
@@ -426,7 +428,7 @@ class Cell(StoredTurns):
             if not isinstance(error, DgentError):
                 self.runtime.emit("crashed", self.name, error=error)
 
-    async def _let_go(self) -> None:
+    async def let_go(self) -> None:
         """Close the backend, whatever comes of it: nobody could do better."""
         try:
             with anyio.CancelScope(shield=True):
@@ -437,7 +439,7 @@ class Cell(StoredTurns):
     async def _passivate(self) -> None:
         """Leave memory: all is durable, and no message waits."""
         on_idle, self.on_idle = self.on_idle, None
-        await self._let_go()
+        await self.let_go()
         self.phase = Phase.PASSIVE
         if self.expiry is not None:
             self.expiry.cancel()
@@ -450,10 +452,11 @@ class Cell(StoredTurns):
             self.kill(error or StorageError("stopped"))
         self.phase = Phase.STOPPED
         self.free = self.hit = False
+        self.on_idle = None
         if self.expiry is not None:
             self.expiry.cancel()
         if self.backend is not None:
-            await self._let_go()
+            await self.let_go()
         for envelope in iter(self.mailbox.take, None):
             envelope.waiter.set_result(Failure(self.stopping or ActorStoppedError("stopped", actor=self.name)))
         self.runtime.ended(self, error)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+
+import anyio
 
 from dgents.runtime.actor import Cell
 from dgents.runtime.codec import Codec
@@ -33,6 +35,8 @@ from dgents.runtime.reminders import Reminders
 from dgents.runtime.resources import SharedResources
 from dgents.runtime.stats import ActorStats, stats_of
 from dgents.runtime.virtual import Family
+
+_LAST_WAIT = 1.0  # seconds for backends to be closed after the deadline
 
 Overflow = Literal["wait", "reject"]
 S = TypeVar("S")
@@ -119,8 +123,6 @@ class BaseRuntime:
 
     async def _shut_down(self) -> StorageError | None:
         """Stop everything within the deadline; return what is to be said of what could not be flushed."""
-        import anyio
-
         self.reminders.close()
         for family in self._families:
             family.close()
@@ -131,6 +133,7 @@ class BaseRuntime:
         late = [cell for cell in self._newest_first() if cell.phase is not Phase.STOPPED]
         for cell in late:
             cell.abandon(self.shutdown_timeout)
+        await self._let_go_of(late)
         await self.end()
         await self.resources.close()
         if not late:
@@ -142,11 +145,27 @@ class BaseRuntime:
             hint="look at the events for what held them up, or raise Runtime(shutdown_timeout=)",
         )
 
+    async def _let_go_of(self, cells: Sequence[Cell]) -> None:
+        """Close the backends of those that could not stop, so that a next owner is not locked out; not for long."""
+
+        async def let_go(cell: Cell, done: Any) -> None:
+            await cell.let_go()
+            done.set_result(None)
+
+        waiters = [self.loop.waiter() for _ in cells]
+        for cell, waiter in zip(cells, waiters, strict=True):
+            self.loop.start(let_go, cell, waiter)
+        with anyio.move_on_after(_LAST_WAIT):
+            for waiter in waiters:
+                await waiter
+
     async def end(self) -> None:
         """Let go of what a subclass has opened; all actors have stopped."""
 
     async def _quiesce(self) -> None:
         """Let the turns that are queued or running finish: they may still ask other actors."""
+        while None in self._cells.values():  # an actor that is being spawned is let go of as soon as it is there
+            await self.loop.sleep(0.001)
         while busy := [cell for cell in (*self._newest_first(), *self._virtual.values()) if cell.draining]:
             for cell in busy:
                 done = self.loop.waiter()
@@ -176,6 +195,7 @@ class BaseRuntime:
         try:
             supervise(cell)
             await cell.start()
+            await self._check_open(cell)
         except BaseException:
             del self._cells[name]
             if cell.supervision is not None:
@@ -185,7 +205,8 @@ class BaseRuntime:
         cell.rest()
         self.emit("spawned", name, agent=type(agent).__name__)
         if name not in self._internal:
-            await self.reminders.discover(cell)
+            with anyio.CancelScope(shield=True):  # the actor is there: its spawning has succeeded
+                await self.reminders.discover(cell)
         return self._ref(cell)
 
     async def start_internal(self, what: str, agent: Agent) -> Ref[Any]:
@@ -193,6 +214,12 @@ class BaseRuntime:
         name = f"dgents/{what}/{len(self._internal) + 1}"
         self._internal.add(name)
         return await self.start(name, agent, self.supervise)
+
+    async def _check_open(self, cell: Cell) -> None:
+        """Let go of an actor whose runtime began to close while it was spawned; the end waits for this."""
+        if self.closing:
+            await cell.let_go()
+            raise self._closed_error()
 
     def _make_cell(self, name: str, agent: Agent) -> Cell:
         cell_type = cast(type[Cell], getattr(agent, "cell_type", Cell))

@@ -57,6 +57,7 @@ class FlushJournal:
         self._entries: dict[str, list[_Entry]] = {}  # what was found at the opening, by actor, until it is claimed
         # Of each actor, the batches that its store may not have: last version, first sequence.
         self._needed: dict[str, deque[tuple[int, int]]] = {}
+        self._doubtful: set[str] = set()  # actors of an append that failed: it may be on the disk all the same
         self._io = threading.Lock()  # held for as long as the disk takes
         self._books = threading.Lock()  # of ``_needed``; held for microseconds
 
@@ -103,7 +104,8 @@ class FlushJournal:
     async def claim(self, actor: str) -> tuple[list[Record], list[Request]]:
         """Return the writes of an actor that the journal holds, oldest first."""
         entries = self._entries.pop(actor, None)
-        if entries is None and actor in self._needed:  # claimed before: its actor restarts, and trusts only the disk
+        if entries is None and (actor in self._needed or actor in self._doubtful):
+            # Claimed before: its actor restarts, and trusts only the disk.
             entries = await anyio.to_thread.run_sync(self._read_again, actor)
         records: list[Record] = []
         requests: list[Request] = []
@@ -123,9 +125,14 @@ class FlushJournal:
             self._reopen_if_broken()
             with self._books:
                 needed = self._needed.get(actor)
-                first = needed[0][1] if needed else self._journal.next
-            entries = (self._parse(data) for _, data in self._journal.read(first))
-            return [entry for entry in entries if entry.actor == actor]
+                first = needed[0][1] if needed and actor not in self._doubtful else 0
+            found = [(sequence, self._parse(data)) for sequence, data in self._journal.read(first)]
+            mine = [(sequence, entry) for sequence, entry in found if entry.actor == actor]
+            if actor in self._doubtful:  # the disk tells whether a failed append is there
+                with self._books:
+                    self._needed[actor] = deque((entry.version, sequence) for sequence, entry in mine)
+                self._doubtful.discard(actor)
+            return [entry for _, entry in mine]
 
     def _reopen_if_broken(self) -> None:
         """After a failed sync nothing is trusted: the journal is read again from the disk."""
@@ -154,6 +161,7 @@ class FlushJournal:
                 first = self._journal.append(entries)
             except BaseException:
                 self._broken = True
+                self._doubtful.update(actor for actor, _, _ in batches)
                 raise
             for actor, version, number in batches:
                 self._need(actor, version, first + number)
@@ -163,7 +171,7 @@ class FlushJournal:
         self._entries.pop(actor, None)
         with self._books:
             needed = self._needed.get(actor)
-            if needed is None or needed[0][0] > stored:
+            if not needed or needed[0][0] > stored:
                 return False
             while needed and needed[0][0] <= stored:
                 needed.popleft()
@@ -184,7 +192,7 @@ class FlushJournal:
             if self._broken or self._is_closed:
                 return
             with self._books:
-                before = min((needed[0][1] for needed in self._needed.values()), default=self._journal.next)
+                before = min((needed[0][1] for needed in self._needed.values() if needed), default=self._journal.next)
             try:
                 if before >= self._journal.next and self._journal.size > _SEGMENT:
                     self._journal.roll()  # all of it is stored: begin a new segment, so that the old one can go

@@ -83,6 +83,7 @@ class WriteBehind:
         self.store_in_use = anyio.Lock()  # by a flush, or by a recovery that opens it again
         self._attempts = 0
         self._running = False
+        self._abandoned = False
         self._in_flight: Staged | None = None
         self._settled: Any = None
         self._pausing: Any = None
@@ -148,13 +149,23 @@ class WriteBehind:
             raise error
 
     async def _run(self) -> None:
-        while self.count:
-            if self.acknowledged < self._hurried and not self._waiters:
-                await self._pause(self._flush.max_delay)
-            async with self.store_in_use:
-                if self.count:
-                    await self._flush_once()
+        try:
+            while self.count and not self._abandoned:
+                if self.acknowledged < self._hurried and not self._waiters:
+                    await self._pause(self._flush.max_delay)
+                async with self.store_in_use:
+                    if self.count and not self._abandoned:
+                        await self._flush_once()
+        except Exception as error:  # ours: better stopped, and said, than at risk for ever
+            reason = error if isinstance(error, DgentError) else StorageError(f"the flush failed: {error!r}")
+            self._lost(reason)
         self._running = False
+
+    def abandon(self, error: DgentError) -> None:
+        """The runtime has ended without waiting: nothing more is flushed; a journal has it all, for the next time."""
+        self._abandoned = True
+        self._answer(error)
+        self._hurry()
 
     async def _flush_once(self) -> None:
         staged = Staged(self._cell)
@@ -239,6 +250,8 @@ class WriteBehind:
         )
         self._close_gate()
         await self._cell.loop.sleep(delay)
+        if self._abandoned:
+            return
         try:
             opened = await self._backend.reopen()
         except DgentError as reason:
