@@ -15,6 +15,7 @@ import heapq
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _LONGEST_SLEEP = 3600.0  # seconds; the wall clock may be set meanwhile
 _FIRST_RETRY, _LAST_RETRY = 0.5, 60.0  # seconds
+_LOOK_AGAIN = 10.0  # seconds between two looks into a ledger that other processes change too
 
 
 class Reminder(msgspec.Struct, frozen=True):
@@ -92,6 +94,10 @@ class _OpenLedger:
         self.entries: Entries = {}
 
     @property
+    def is_shared(self) -> bool:
+        return self.ref is not None and self.ref._cell.is_shared
+
+    @property
     def is_open(self) -> bool:
         return self.ref is not None and self.ref._cell.phase is not Phase.STOPPED
 
@@ -104,6 +110,7 @@ class Reminders:
         self._ledgers: dict[Any, _OpenLedger] = {}
         self._heap: list[tuple[float, str, str, Any]] = []  # due, actor, name, ledger's key
         self._timer: Timer | None = None
+        self._looks: dict[Any, Timer] = {}  # of shared ledgers
         self._retries: list[Timer] = []  # of ledgers that could not be read
         self._delivering: set[str] = set()  # ids
         self._delays: dict[str, float] = {}  # of those that could not be delivered, by id
@@ -151,6 +158,8 @@ class Reminders:
                     for actor, reminders in opened.entries.items():
                         for name, reminder in reminders.items():
                             self._schedule(reminder.due, actor, name, key)
+                    if opened.is_shared and key not in self._looks:
+                        self._looks[key] = self._runtime.loop.call_later(_LOOK_AGAIN, self._look, key)
         return key, opened
 
     async def _change(
@@ -179,7 +188,7 @@ class Reminders:
                 _, opened = await self._open(cell)
             else:  # another process that had the actor may have changed them
                 opened.entries = await opened.ref.load(default={})
-        except (StorageError, ActorError) as error:
+        except DgentError as error:
             message = f"its reminders can't be read; tried again in {_LAST_RETRY:.0f} s"
             self._runtime.emit("warning", cell.name, message=message, error=error)
             self._retries.append(self._runtime.loop.call_later(_LAST_RETRY, self._discover_again, cell))
@@ -221,12 +230,48 @@ class Reminders:
             cell = self._runtime.addressable(actor)
             # Replaced, forgotten, or of an actor that is not here: it is found again when that is spawned.
             if reminder is not None and reminder.due <= due and cell is not None and self._key(cell)[0] == key.value:
-                self._deliver(cell, name, reminder, key.value)
+                if self._ledgers[key.value].is_shared:
+                    self._runtime.loop.start(self._deliver_if_still, cell, name, reminder, key.value)
+                else:
+                    self._deliver(cell, name, reminder, key.value)
         self._set_timer()
+
+    async def _deliver_if_still(self, cell: Cell, name: str, reminder: Reminder, key: Any) -> None:
+        """Deliver what another process has not delivered or forgotten since the ledger was read."""
+        try:
+            await self._read_again(key)
+        except DgentError:
+            self._schedule(time.time() + _FIRST_RETRY, cell.name, name, key)
+            return
+        if self._ledgers[key].entries.get(cell.name, {}).get(name) == reminder and not self._runtime.closing:
+            self._deliver(cell, name, reminder, key)
+
+    async def _read_again(self, key: Any) -> None:
+        """Read a ledger that other processes change too; what is new in it is scheduled."""
+        opened = self._ledgers[key]
+        assert opened.ref is not None
+        known = {(actor, name, one.due) for actor, mine in opened.entries.items() for name, one in mine.items()}
+        opened.entries = await opened.ref.load(default={})
+        for actor, mine in opened.entries.items():
+            for name, one in mine.items():
+                if (actor, name, one.due) not in known:
+                    self._schedule(one.due, actor, name, key)
+
+    def _look(self, key: Any) -> None:
+        """Look into a shared ledger from time to time: another process may remind an actor that is here too."""
+
+        async def look() -> None:
+            with suppress(DgentError):
+                await self._read_again(key)
+            if not self._runtime.closing:
+                self._looks[key] = self._runtime.loop.call_later(_LOOK_AGAIN, self._look, key)
+
+        if not self._runtime.closing:
+            self._runtime.loop.start(look)
 
     def close(self) -> None:
         """Deliver nothing more: the runtime ends."""
-        for timer in (self._timer, *self._retries):
+        for timer in (self._timer, *self._retries, *self._looks.values()):
             if timer is not None:
                 timer.cancel()
         self._timer = None
@@ -262,7 +307,9 @@ class Reminders:
                 if cell.behind is not None:  # crossed off only when the store has it
                     await cell.call(cell.flush, alone=True)
                 await self._change(opened, cell.name, lambda mine: _cross_off(mine, name, reminder))
-        except (StorageError, ActorError):
+        except DgentError as error:
+            if not isinstance(error, (StorageError, ActorError)):
+                self._runtime.emit("warning", cell.name, message=f"reminder {name!r} can't be crossed off", error=error)
             delay = self._delays[reminder.id] = min(2 * self._delays.get(reminder.id, _FIRST_RETRY / 2), _LAST_RETRY)
             self._schedule(time.time() + delay, cell.name, name, key)
         else:

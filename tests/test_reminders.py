@@ -233,3 +233,30 @@ async def test_reminders_outlive_a_killed_process_and_none_counts_twice(tmp_path
         assert first >= told
         assert (await ref.snapshot()).version >= first  # each version added one, at most
         assert await until(ref, lambda state: state > first + 2) > first
+
+
+async def test_another_runtime_with_the_actor_delivers_what_the_one_that_set_it_can_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dgents.runtime.reminders._LOOK_AGAIN", 0.05)
+    shared = dgents.SQLAgent(str(tmp_path / "a.db"), ownership="shared")
+    async with dgents.Runtime() as other:
+        here = await other.spawn("a", shared)
+        await here.save(0)
+        await here.remind("mine", dgents.Save(1), every=1000)  # so that it knows the ledger
+        async with dgents.Runtime() as rt:
+            await (await rt.spawn("a", shared)).remind("theirs", dgents.Save(2), at=soon(0.2))
+        with anyio.fail_after(10):
+            while await here.load() != 2:  # noqa: ASYNC110 (the store does not tell)
+                await anyio.sleep(0.01)
+
+
+async def test_what_another_runtime_forgot_is_not_delivered(tmp_path: Path) -> None:
+    shared = dgents.SQLAgent(str(tmp_path / "a.db"), ownership="shared")
+    async with dgents.Runtime() as rt, dgents.Runtime() as other:
+        here, there = await rt.spawn("a", shared), await other.spawn("a", shared)
+        await here.save(0)
+        await here.remind("r", dgents.Save(1), at=soon(0.2))
+        await there.forget("r")
+        await anyio.sleep(0.3)
+        assert await here.load() == 0
