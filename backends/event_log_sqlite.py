@@ -97,13 +97,13 @@ class SqliteLog:
         except BaseException:
             await self.inner.close()
             raise
-        self._floor = _snapshot(kept.get("floor"))
+        self._floor = read_snapshot(kept.get("floor"))
         self._epoch = opened.epoch
         record = opened.record
         floor = self._floor.version if self._floor is not None else 0
         last = self._event(record) if record is not None and record.version > floor else None
         version = last.version if last is not None else floor
-        return LogState(version, last, opened.epoch, self._floor, _snapshot(kept.get("latest")), kept.get("head"))
+        return LogState(version, last, opened.epoch, self._floor, read_snapshot(kept.get("latest")), kept.get("head"))
 
     def put(self, stored: StoredEvent, event: object) -> None:
         raise AssertionError("a database takes events by commit")
@@ -219,7 +219,8 @@ def _checksum(key: str, kind: str, version: int, content: Any) -> int:
     return crc32(bytes(content), crc32(f"{key}\0{kind}\0{version}".encode()))
 
 
-def _snapshot(content: bytes | None) -> StateSnapshot | None:
+def read_snapshot(content: bytes | None) -> StateSnapshot | None:
+    """Return a kept state of a stream."""
     if content is None:
         return None
     try:

@@ -9,6 +9,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
+import msgspec
+
+from dgents.backends.chain import GENESIS, Head, Links, Sealed, check_head
+from dgents.backends.event_codec import from_data
+from dgents.backends.event_log import CHUNK
+from dgents.backends.event_log_sqlite import EventsTable, events_table, read_snapshot
 from dgents.backends.sqlite_connection import BUSY_TIMEOUT, attempt, connect_readonly, transact
 from dgents.backends.sqlite_tables import KIND, states_table, to_record
 from dgents.backends.sqlite_transactions import Place, read_history, read_requests, read_states
@@ -111,6 +117,11 @@ class SqliteInspector:
             table = states_table(name)
             for (key,) in self._rows(table.keys):
                 yield from self._verify_state(Place(table, key))
+        for name in self._read(partial(_table_names, kind="events")):
+            events = events_table(name)
+            for (key,) in self._rows(events.keys):
+                yield from self._verify_state(Place(events, key))
+                yield from self._verify_chain(events, key)
 
     def _verify_state(self, place: Place) -> Iterator[StateCorruptionError]:
         damaged = False
@@ -131,6 +142,25 @@ class SqliteInspector:
             except StateCorruptionError as error:
                 yield error
 
+    def _verify_chain(self, table: EventsTable, key: str) -> Iterator[StateCorruptionError]:
+        kept = {kind: content for kind, _, _, content in self._rows(table.kept, (key,))}
+        floor = read_snapshot(kept.get("floor"))
+        after = floor.version if floor is not None else 0
+        links = Links(key, after, (floor.link if floor is not None else None) or GENESIS)
+        try:
+            while rows := self._rows(table.after, (key, after, _EVERYTHING, CHUNK)):
+                events = [from_data(to_record(row, self.path)) for row in rows]
+                after = events[-1].version
+                if events[0].link is not None:
+                    links.follow(events)
+            if "head" in kept:
+                outer = msgspec.msgpack.decode(kept["head"], type=Sealed)
+                check_head(key, msgspec.msgpack.decode(outer.head, type=Head), after, links.link)
+        except msgspec.DecodeError as error:
+            yield StateCorruptionError(f"an event of {key!r} in {self.path} can't be read: {error}", path=self.path)
+        except StateCorruptionError as error:
+            yield error
+
     def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         return self._read(lambda connection: connection.execute(sql, parameters).fetchall())
 
@@ -138,8 +168,8 @@ class SqliteInspector:
         return attempt(self._connection, lambda it: transact(it, "DEFERRED", work), self.path, BUSY_TIMEOUT)
 
 
-def _table_names(connection: sqlite3.Connection) -> list[str]:
+def _table_names(connection: sqlite3.Connection, kind: str = KIND) -> list[str]:
     if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'dgents_tables'").fetchone():
         return []
-    rows = connection.execute("SELECT name FROM dgents_tables WHERE kind = ? ORDER BY name", (KIND,))
+    rows = connection.execute("SELECT name FROM dgents_tables WHERE kind = ? ORDER BY name", (kind,))
     return [name for (name,) in rows]

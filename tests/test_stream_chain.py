@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dgents.backends.chain import GENESIS, Seal, link_of
 from dgents.backends.event_codec import StoredEvent, to_data
 from dgents.backends.head_file import HeadFile
 from dgents.backends.journal import Journal
+from dgents.backends.sqlite_inspect import SqliteInspector
 from dgents.backends.sqlite_tables import to_record, to_row
 from tests.stream_kit import UserCreated, agent_maker
 
@@ -266,3 +268,19 @@ async def test_a_log_cut_anywhere_is_found(tmp_path: Path) -> None:
         with pytest.raises(dgents.StateCorruptionError):
             await read(tmp_path / "bad")
         shutil.rmtree(tmp_path / "bad")
+
+
+@pytest.mark.anyio
+async def test_a_database_of_events_is_checked_from_outside(anyio_backend: str, tmp_path: Path) -> None:
+    path = tmp_path / "events.db"
+    async with dgents.Runtime() as rt:
+        agent = dgents.StreamAgent(lambda total, event: total + event, 0, event_log=f"sqlite:///{path}", chain=True)
+        await (await rt.spawn("s", agent)).append_all([1, 2, 3, 4])
+    with SqliteInspector(str(path)) as database:
+        assert list(database.verify()) == []
+    with closing(sqlite3.connect(path)) as stranger, stranger:
+        stranger.execute("DELETE FROM events WHERE version = 4")
+        stranger.execute("UPDATE events_heads SET version = 3")
+    with SqliteInspector(str(path)) as database:
+        (found,) = database.verify()
+    assert found.event == 4
