@@ -67,6 +67,8 @@ class PersistentAgent(Generic[S]):
         path = os.fspath(self.path)
         if not isinstance(path, str) or not path or "\0" in path:
             raise ValueError(f"path {path!r} names no file")
+        if "://" in path:
+            raise ValueError("path is a URL: give a file, or use a SQLAgent, a RedisAgent or a StreamAgent for it")
         object.__setattr__(self, "path", path)
         _check_choice("format", self.format, get_args(Format))
         _check_choice("compression", self.compression, (None, *get_args(Compression)))

@@ -159,7 +159,9 @@ def sqlite_path(db_uri: str) -> str:
     scheme, colon, _ = path.partition("://")
     if colon or path.startswith("file:"):
         kind = scheme if colon else "file:"
-        raise ValueError(f"db_uri of the kind {kind!r}: use a path or sqlite:///PATH")
+        raise ValueError(
+            f"db_uri of the kind {kind!r}: use a path, sqlite:///PATH or postgresql://; redis:// is a RedisAgent's"
+        )
     if path in ("", ":memory:"):
         raise ValueError("db_uri names no file: a state in memory is a VolatileAgent's")
     if "\0" in path or ("?" in path and path != db_uri):

@@ -150,7 +150,7 @@ class Ref(Generic[S]):
             raise ValueError(f"limit is {limit}; give 0 or more, or None for all that are kept")
         cell = self._live()
         forms = await cell.call(cell.history, limit, alone=True)
-        if forms:
+        if forms and not cell.absent:  # of a deleted state the newest version is none of these
             self._saw(forms[-1].version)
         return [form.decode(cell.codec) for form in forms]
 
@@ -361,6 +361,7 @@ class Ref(Generic[S]):
             AskTimeoutError: no reply in time; ``outcome`` says whether the turn may have started.
         """
         cell = self._live()
+        _check_message(message)
         turn, args, alone = message.turn(self, cell)
         envelope = Envelope(turn, args, cell.loop.waiter(), message, alone=alone)
         with anyio.move_on_after(timeout):
@@ -382,6 +383,7 @@ class Ref(Generic[S]):
         """
         cell = self._live()
         cell.admit(message, waits=False)
+        _check_message(message)
         turn, args, alone = message.turn(_Blind(cell), cell)
         cell.post(Envelope(turn, args, Receipt(cell, message), message, alone=alone))
         return Sent(cell.loop)
@@ -445,6 +447,13 @@ class _Blind(Ref[Any]):
 
     def _guard(self, if_version: int | None) -> int | None:
         return None
+
+
+def _check_message(message: Any) -> None:
+    if not isinstance(message, Message):
+        raise TypeError(
+            f"{message!r} is no message; send Load(), Save(state), Update(fn), Patch(...), Append(event), ..."
+        )
 
 
 def blind(cell: Cell) -> Ref[Any]:

@@ -350,6 +350,8 @@ def _times(at: datetime | None, every: float | timedelta | None) -> tuple[float,
     """Return the first due time and the period, in seconds."""
     if at is None and every is None:
         raise ValueError("remind: give at=, the time of one reminder, or every=, the seconds between many")
+    if at is not None and not isinstance(at, datetime):
+        raise TypeError(f"remind: at={at!r}; give a datetime with a time zone")
     if at is not None and at.tzinfo is None:
         raise ValueError(f"remind: at={at} has no time zone; use datetime.now(UTC) + timedelta(...)")
     seconds = every.total_seconds() if isinstance(every, timedelta) else every

@@ -182,6 +182,8 @@ class BaseRuntime:
         self.check_thread()
         if not isinstance(name, str) or not name:
             raise ValueError(f"an actor's name is a string that is not empty, not {name!r}")
+        if isinstance(agent, type) or not callable(getattr(agent, "backend", None)):
+            raise TypeError(f"spawn({name!r}): {agent!r} is no agent; give an instance, such as VolatileAgent(0)")
         if self.closing:
             raise self._closed_error()
         if name in self._cells or self._family(name) is not None:
@@ -233,7 +235,7 @@ class BaseRuntime:
         """
         cell = self._cells.get(name)
         if cell is None:
-            raise KeyError(name)
+            raise KeyError(f"no actor {name!r} runs here; spawn it, or rt.ref(name) for a virtual one")
         return self._ref(cell)
 
     def names(self) -> list[str]:
@@ -251,7 +253,7 @@ class BaseRuntime:
         cell = self._cells.get(name)
         if cell is None:
             if isinstance(ref, str) and self._family(name) is None:
-                raise KeyError(name)
+                raise KeyError(f"no actor {name!r} runs here")
             return
         turn = turn_in_progress()
         if turn is None:
@@ -279,6 +281,10 @@ class BaseRuntime:
         Raises:
             NameTakenError: the prefix is registered already.
         """
+        if not callable(factory):
+            raise TypeError(
+                f"register: the factory is {type(factory).__name__}; give a function of the key that returns an agent"
+            )
         if any(family.prefix.rstrip("/") == prefix.rstrip("/") for family in self._families):
             raise NameTakenError(f"the prefix {prefix!r} is registered already", hint="register each prefix once")
         self._families.append(Family(self, prefix, factory, idle_timeout, max_active))
@@ -294,7 +300,7 @@ class BaseRuntime:
         if cell is None:
             family = self._family(name)
             if family is None:
-                raise KeyError(name)
+                raise KeyError(f"no actor and no registered prefix for {name!r}; spawn it, or rt.register() its prefix")
             if self.closing:
                 raise self._closed_error()
             cell = self._virtual[name] = self._make_cell(name, family.make(name))

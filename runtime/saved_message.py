@@ -106,7 +106,7 @@ def load_message(cell: Cell, saved: SavedMessage) -> Message[Any]:
             raise StateSerializationError(
                 f"{call['fn']} is to update {cell.name!r}, and this program has not declared it",
                 actor=cell.name,
-                hint="import its module, where @dgents.remindable declares it",
+                hint="declare it with @dgents.remindable, and import its module before the actor is spawned",
             )
         default = Codec(cell.codec.schema).decode(call["default"]) if "default" in call else MISSING
         return Update(fn, tuple(call["args"]), default)
