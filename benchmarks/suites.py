@@ -12,6 +12,8 @@ from dgents.benchmarks.bench import Bench
 MODULES = {
     "lost-updates": "dgents.benchmarks.lost_updates",
     "limits": "dgents.benchmarks.limits",
+    "durability": "dgents.benchmarks.durability",
+    "throughput": "dgents.benchmarks.throughput",
     "writers": "dgents.benchmarks.writers",
     "peers": "dgents.benchmarks.side_by_side",
 }
