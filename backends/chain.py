@@ -117,28 +117,26 @@ class Seal:
         Raises:
             StateCorruptionError: it is not one, not of this stream, or not signed with the key.
         """
-        try:
-            outer = msgspec.msgpack.decode(sealed, type=Sealed)
-            head = msgspec.msgpack.decode(outer.head, type=Head)
-        except msgspec.DecodeError as error:
-            raise self._broken(f"it can't be read ({error})") from error
+        outer, head = _unseal(self.actor, sealed)
         if head.key != self._key:
-            raise self._broken("it is the head of another stream")
+            raise _broken_head(self.actor, "it is the head of another stream")
         if self._check is not None:
             if outer.signature is None:
-                raise self._broken("it is not signed")
+                raise _broken_head(self.actor, "it is not signed")
             try:
                 self._check(outer.signature, outer.head)
             except Exception as error:
-                raise self._broken("its signature is not of this key") from error
+                raise _broken_head(self.actor, "its signature is not of this key") from error
         return head
 
-    def _broken(self, what: str) -> StateCorruptionError:
-        return StateCorruptionError(
-            f"the head of the stream {self.actor!r} can't be trusted: {what}",
-            actor=self.actor,
-            hint="the log was left as it is; compare it with a copy",
-        )
+
+def read_head(actor: str, sealed: bytes) -> Head:
+    """Return a kept head, whichever stream it is of and whoever signed it.
+
+    Raises:
+        StateCorruptionError: it is none.
+    """
+    return _unseal(actor, sealed)[1]
 
 
 def check_head(actor: str, head: Head, version: int, link: bytes) -> None:
@@ -163,6 +161,22 @@ def broken(actor: str, event: int, what: str) -> StateCorruptionError:
         f"event {event} of the stream {actor!r} is not to be trusted: {what}",
         actor=actor,
         event=event,
+        hint="the log was left as it is; compare it with a copy",
+    )
+
+
+def _unseal(actor: str, sealed: bytes) -> tuple[Sealed, Head]:
+    try:
+        outer = msgspec.msgpack.decode(sealed, type=Sealed)
+        return outer, msgspec.msgpack.decode(outer.head, type=Head)
+    except msgspec.DecodeError as error:
+        raise _broken_head(actor, f"it can't be read ({error})") from error
+
+
+def _broken_head(actor: str, what: str) -> StateCorruptionError:
+    return StateCorruptionError(
+        f"the head of the stream {actor!r} can't be trusted: {what}",
+        actor=actor,
         hint="the log was left as it is; compare it with a copy",
     )
 

@@ -44,6 +44,7 @@ from dgents.runtime.errors import DgentError, OwnershipLostError, StateCorruptio
 
 T = TypeVar("T")
 
+LATEST, FLOOR, HEAD, OWNER_LOCK = "latest.snapshot", "floor.snapshot", "head", "owner.lock"
 REQUESTS_KEPT = 1000
 _CALLS = 4  # threads at once: a commit, a snapshot, readers
 _CHUNK_BYTES = 2**20
@@ -77,10 +78,10 @@ class JournalLog:
         self._seal = seal
         self._resources = resources
         self._journal = Journal(directory, segment_bytes=_SEGMENT_BYTES)
-        self._lock = OwnerLock(directory / "owner.lock", actor=actor)
+        self._lock = OwnerLock(directory / OWNER_LOCK, actor=actor)
         self._worker: Worker | None = None
         self._limiter = anyio.CapacityLimiter(_CALLS)
-        self._heads = HeadFile(directory / "head")
+        self._heads = HeadFile(directory / HEAD)
         self._floor: StateSnapshot | None = None
         self._requests: deque[Request] = deque(maxlen=REQUESTS_KEPT)
         self._is_open = False
@@ -132,7 +133,7 @@ class JournalLog:
 
     async def keep(self, snapshot: StateSnapshot) -> None:
         """Write the newest snapshot, atomically."""
-        await self._run(self._write_snapshot, "latest", snapshot)
+        await self._run(self._write_snapshot, LATEST, snapshot)
 
     async def seal(self, head: bytes) -> None:
         """Write the first head of a chain."""
@@ -176,8 +177,12 @@ class JournalLog:
             files.layer.make_directories(self.directory)
             self._lock.acquire()
             self._journal.open()
-            self._floor = self._read_snapshot("floor")
-            latest = self._read_snapshot("latest")
+            for name in (FLOOR, LATEST):
+                files.remove_stale_temp(self.directory / name)
+            self._floor = read_snapshot(self.directory / FLOOR, self.actor)
+            latest = None
+            with contextlib.suppress(StateCorruptionError):  # the log can do without it
+                latest = read_snapshot(self.directory / LATEST, self.actor)
             head = self._heads.open()
         version = self._journal.next - 1
         floor = self._floor.version if self._floor is not None else 0
@@ -255,7 +260,7 @@ class JournalLog:
         with files.storage_errors(self.directory, "compact", actor=self.actor):
             if head is not None:
                 self._heads.write(head, True)
-            self._write_snapshot("floor", floor)
+            self._write_snapshot(FLOOR, floor)
             self._floor = floor
             self._journal.roll()
             self._journal.trim(floor.version + 1)
@@ -264,31 +269,9 @@ class JournalLog:
         if not self._is_open:
             raise StorageError(f"the log {self.directory} is closed", actor=self.actor)
         content = _encode(msgspec.structs.replace(snapshot, requests=list(self._requests)))
-        path = self.directory / f"{name}.snapshot"
+        path = self.directory / name
         with files.storage_errors(path, "snapshot", actor=self.actor):
             files.write_atomically(path, _MAGIC + crc32(content).to_bytes(4, "big") + content)
-
-    def _read_snapshot(self, name: str) -> StateSnapshot | None:
-        """Return a snapshot; a damaged one is refused if the log can't do without it, and ignored otherwise."""
-        path = self.directory / f"{name}.snapshot"
-        files.remove_stale_temp(path)
-        try:
-            found = files.layer.read(path)
-        except FileNotFoundError:
-            return None
-        start = len(_MAGIC) + 4
-        content = found[start:]
-        if found[: len(_MAGIC)] == _MAGIC and crc32(content) == int.from_bytes(found[len(_MAGIC) : start], "big"):
-            with contextlib.suppress(msgspec.DecodeError):
-                return _decode_snapshot(content)
-        if name == "latest":
-            return None
-        raise StateCorruptionError(
-            f"the snapshot {path} is damaged, and the events in front of it were compacted",
-            path=str(path),
-            actor=self.actor,
-            hint="it was left as it is; restore a copy",
-        )
 
     def _damaged(self, what: str) -> StateCorruptionError:
         return StateCorruptionError(
@@ -311,6 +294,29 @@ def _pack(record: Record, request: str | None) -> bytes:
     front = _FRONT.pack(0x98, 0xCF, record.version, 0xCE, record.epoch, 0xCB, record.saved_at, 0xCD, record.schema)
     link = b"" if is_linked(data) else _NIL
     return b"".join((front, memoryview(data)[1:], link, _NIL if request is None else _encode(request)))
+
+
+def read_snapshot(path: Path, actor: str) -> StateSnapshot | None:
+    """Return what is kept in a snapshot's file, None if there is none.
+
+    Raises:
+        StateCorruptionError: it is damaged.
+    """
+    try:
+        found = files.layer.read(path)
+    except FileNotFoundError:
+        return None
+    start = len(_MAGIC) + 4
+    content = found[start:]
+    if found[: len(_MAGIC)] == _MAGIC and crc32(content) == int.from_bytes(found[len(_MAGIC) : start], "big"):
+        with contextlib.suppress(msgspec.DecodeError):
+            return _decode_snapshot(content)
+    raise StateCorruptionError(
+        f"the snapshot {path} is damaged, and the events in front of it were compacted",
+        path=str(path),
+        actor=actor,
+        hint="it was left as it is; restore a copy",
+    )
 
 
 async def _make_worker() -> Worker:

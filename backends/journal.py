@@ -123,7 +123,8 @@ class Journal:
     def append(self, records: Sequence[bytes]) -> int:
         """Append a batch and return its first record's number; after a crash it is there whole or not at all.
 
-        Durability: one write and one fdatasync; durable when this returns.
+        Durability: one write (one more for each piece of a megabyte or more) and one fdatasync; durable when this
+        returns.
 
         Raises:
             StateTooLargeError: a record is larger than ``max_record_bytes``; nothing was written.
@@ -255,13 +256,16 @@ class Journal:
         self._failed = False
         return fd
 
-    def _write(self, fd: int, data: bytes) -> None:
+    def _write(self, fd: int, pieces: Sequence[Buffer]) -> None:
         """Write and sync one batch; whatever interrupts it, the journal has to be opened again."""
         self._failed = True
         layer = files.layer
         written = False
         try:
-            layer.write(fd, data, self._end)
+            end = self._end
+            for piece in pieces:
+                layer.write(fd, piece, end)
+                end += len(piece)
             written = True
             layer.step("journal-written")
             layer.fdatasync(fd)

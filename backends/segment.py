@@ -38,6 +38,8 @@ _CRC = struct.Struct("<I")
 _READ_BYTES = 2**20
 # More pieces than this are joined before their checksum is taken, which costs a copy and saves as many calls.
 _FEW = 64
+# Pieces from this size on are written one by one: to join them costs a copy, in which no other thread can run.
+_LARGE = 2**20
 _NAME = re.compile(r"(\d{20})\.journal")
 
 
@@ -93,8 +95,11 @@ def batch_size(sizes: Sequence[int]) -> int:
     return BATCH_BYTES + LENGTH_BYTES * len(sizes) + sum(sizes)
 
 
-def pack_batch(salt: int, first: int, pieces: Sequence[Buffer], sizes: Sequence[int]) -> bytes:
-    """Return the batch of the records whose bytes are ``pieces``, one after the other; ``sizes`` are their lengths."""
+def pack_batch(salt: int, first: int, pieces: Sequence[Buffer], sizes: Sequence[int]) -> list[Buffer]:
+    """Return what to write for the batch of the records whose bytes are ``pieces``, one after the other.
+
+    That is one piece, unless some are large. ``sizes`` are the lengths of the records.
+    """
     table = struct.pack(f"<{len(sizes)}I", *sizes)
     if len(pieces) > _FEW:
         pieces = (b"".join(pieces),)
@@ -102,7 +107,15 @@ def pack_batch(salt: int, first: int, pieces: Sequence[Buffer], sizes: Sequence[
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
     head = _BATCH.pack(first, len(sizes), checksum, len(table) + sum(sizes))
-    return b"".join((_BATCH_MAGIC, _CRC.pack(zlib.crc32(head, salt)), head, table, *pieces))
+    small: list[Buffer] = [_BATCH_MAGIC, _CRC.pack(zlib.crc32(head, salt)), head, table]
+    found: list[Buffer] = []
+    for piece in pieces:
+        if len(piece) < _LARGE:
+            small.append(piece)
+        else:
+            found += (b"".join(small), piece)
+            small = []
+    return [*found, b"".join(small)] if small else found
 
 
 def pack_mark(salt: int, following: int) -> bytes:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import anyio
 import anyio.to_thread
 
-from dgents.backends.vector_extra import vector_engine
-from dgents.backends.vector_replay import Contents
+from dgents.backends.vector_change import Contents
 from dgents.backends.vector_states import States
 from dgents.backends.vector_store import VectorStore
 from dgents.runtime.codec import Codec
@@ -20,6 +19,24 @@ if TYPE_CHECKING:
     from dgents.backends.vector_index import VectorIndex
     from dgents.backends.vector_input import Metric
     from dgents.backends.vector_upkeep import Upkeep
+
+
+def vector_engine() -> type[VectorIndex]:
+    """Return `VectorIndex`.
+
+    Raises:
+        ImportError: numpy or faiss is not installed.
+    """
+    try:
+        from dgents.backends.vector_index import VectorIndex
+    except ModuleNotFoundError as error:
+        if error.name not in ("numpy", "faiss"):
+            raise
+        raise ImportError(
+            f"VectorAgent needs {error.name}, which is not installed: pip install 'dgents[vector]'",
+            name=error.name,
+        ) from error
+    return VectorIndex
 
 
 class Kind(NamedTuple):

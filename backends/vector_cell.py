@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import anyio.to_thread
 
-from dgents.backends.vector_backend import VectorBackend
+from dgents.backends.vector_backend import VectorBackend, vector_engine
 from dgents.backends.vector_change import Packed, pack_delete, pack_upsert
 from dgents.backends.vector_embed import Embedder, own_embedding
-from dgents.backends.vector_extra import vector_engine
-from dgents.backends.vector_replay import following
+from dgents.backends.vector_file import Capture, Head
 from dgents.backends.vector_search import Look, Searches
 from dgents.backends.vector_states import Id, States
-from dgents.backends.vector_store import MAX_CHANGE_BYTES, Capture, Head
+from dgents.backends.vector_store import MAX_CHANGE_BYTES
 from dgents.backends.vector_upkeep import Upkeep
 from dgents.runtime.actor import Cell
 from dgents.runtime.contract import Agent, Opened, Record
@@ -35,25 +34,40 @@ from dgents.runtime.errors import (
 )
 
 if TYPE_CHECKING:
+    from dgents.backends.vector import VectorAgent
     from dgents.backends.vector_entries import Entries
     from dgents.backends.vector_index import VectorIndex
     from dgents.backends.vector_input import Vectors
     from dgents.runtime.runtime import BaseRuntime
 
-# A save of more entries than this would hold up the event loop for a millisecond or more.
-INLINE = 64
+# A save, or a search, of more vectors or components than this would hold up the event loop for a millisecond or more.
+_INLINE_VECTORS, _INLINE_COMPONENTS = 64, 2**15
 _FLOAT_BYTES = 4
 
 
 class VectorCell(Cell):
     """One vector store. Everything here runs in the runtime's thread, large saves excepted."""
 
-    __slots__ = ("applying", "embedder", "index", "next_id", "searches", "states", "upkeep")
+    __slots__ = (
+        "applying",
+        "dimension",
+        "embedder",
+        "index",
+        "inline",
+        "metric",
+        "next_id",
+        "searches",
+        "states",
+        "upkeep",
+    )
 
     def __init__(self, runtime: BaseRuntime, name: str, agent: Agent) -> None:
         super().__init__(runtime, name, agent)
-        self.codec = agent.codec()  # type: ignore[attr-defined]
-        self.embedder = Embedder(name, agent.embed)  # type: ignore[attr-defined]
+        vectors = cast("VectorAgent[Any]", agent)
+        self.codec = vectors.codec()
+        self.dimension, self.metric = vectors.dimension, vectors.metric
+        self.inline = max(1, min(_INLINE_VECTORS, _INLINE_COMPONENTS // self.dimension))
+        self.embedder = Embedder(name, vectors.embed)
         self.searches = Searches(self)
 
     def clear(self) -> None:
@@ -85,7 +99,8 @@ class VectorCell(Cell):
         self.clear()
         self.index, self.states, self.next_id = found.index, found.states, found.next_id
         self.version, self.epoch, self.saved_at = found.version, opened.epoch, found.saved_at
-        self._begin_upkeep(backend)
+        # After a failure the count begins anew: what failed may have been the snapshot, and would fail at once again.
+        self._begin_upkeep(backend, 0 if self.is_restarting else found.changes)
 
     def run_again(self) -> None:
         """The backend is open again: go on with what waits."""
@@ -93,11 +108,11 @@ class VectorCell(Cell):
         assert isinstance(backend, VectorBackend)
         backend.drop()
         if backend.upkeep is None:  # memory was kept: what was in doubt is durable now
-            self._begin_upkeep(backend)
+            self._begin_upkeep(backend, 0)
         super().run_again()
 
-    def _begin_upkeep(self, backend: VectorBackend) -> None:
-        self.upkeep = backend.upkeep = Upkeep(self, backend.store)
+    def _begin_upkeep(self, backend: VectorBackend, changes: int) -> None:
+        self.upkeep = backend.upkeep = Upkeep(self, backend.store, changes)
 
     # Before a turn
 
@@ -111,7 +126,7 @@ class VectorCell(Cell):
         from dgents.backends.vector_entries import make_entries  # needs numpy
 
         try:
-            return make_entries(states, ids, embeddings, codec=self.codec, **self._kind)
+            return make_entries(states, ids, embeddings, dimension=self.dimension, metric=self.metric, codec=self.codec)
         except StateError as error:
             raise self.named(error) from error.__cause__
 
@@ -121,14 +136,9 @@ class VectorCell(Cell):
         from dgents.backends.vector_input import check_vectors
 
         try:
-            return check_vectors(as_matrix(vectors, self._kind["dimension"]), **self._kind)
+            return check_vectors(as_matrix(vectors, self.dimension), self.dimension, self.metric)
         except StateError as error:
             raise self.named(error) from error.__cause__
-
-    @property
-    def _kind(self) -> dict[str, Any]:
-        agent: Any = self.agent
-        return {"dimension": agent.dimension, "metric": agent.metric}
 
     # What others look at, between turns
 
@@ -157,37 +167,30 @@ class VectorCell(Cell):
         """Save one entry and return the version."""
         if if_version is not None and if_version != self.version:
             raise VersionConflictError(if_version, self.version, actor=self.name)
-        ids, next_id = self._numbered(entries.ids)
-        self._check_room(ids, entries)
-        data = self._pack(ids, entries)
-        self._apply(ids, entries)
-        self._stage(data, next_id)
-        self._wrote(1)
+        self._put(entries)
         return self.version
 
     def save_many(self, entries: Entries) -> Any:
         """Save entries, all or none, and return their ids; a coroutine of them if there are many."""
-        if len(entries.ids) > INLINE:
-            return self._save_many(entries)
-        ids, next_id = self._numbered(entries.ids)
-        self._check_room(ids, entries)
-        data = self._pack(ids, entries)
+        return self._put(entries) if len(entries.ids) <= self.inline else self._put_many(entries)
+
+    def _put(self, entries: Entries) -> list[Id]:
+        ids, next_id, data = self._prepare(entries)
         self._apply(ids, entries)
         self._stage(data, next_id)
         self._wrote(len(ids))
         return ids
 
-    async def _save_many(self, entries: Entries) -> list[Id]:
-        """Save many entries: pack and apply them in a thread, while the store already writes."""
-        ids, next_id = self._numbered(entries.ids)
-        self._check_room(ids, entries)
+    async def _put_many(self, entries: Entries) -> list[Id]:
+        """Do as `_put` in threads, and apply the entries while the store already writes."""
         self.applying = True
         try:
+            ids, next_id, data = await anyio.to_thread.run_sync(self._prepare, entries)
             if self.committer is None:
                 await anyio.to_thread.run_sync(self._apply, ids, entries)
                 self._stage(None, next_id)
             else:
-                self._stage(await anyio.to_thread.run_sync(self._pack, ids, entries), next_id)
+                self._stage(data, next_id)
                 await self._apply_staged(ids, entries)
         finally:
             self.applying = False
@@ -213,40 +216,36 @@ class VectorCell(Cell):
         self._stage(data, self.next_id)
         self._wrote(1)
 
-    def _numbered(self, ids: Sequence[Id | None]) -> tuple[list[Id], int]:
-        """Return the ids with those that were left out, and the next one after them."""
-        next_id = max(self.next_id, following([id for id in ids if id is not None]))
-        numbered: list[Id] = []
-        for id in ids:
+    def _prepare(self, entries: Entries) -> tuple[list[Id], int, Packed | None]:
+        """Return all ids, the next generated one after them, and the change for the store; refuse what has no room."""
+        next_id = max(self.next_id, entries.following)
+        ids: list[Id] = []
+        for id in entries.ids:
             if id is None:
                 id, next_id = next_id, next_id + 1
-            numbered.append(id)
-        return numbered, next_id
+            ids.append(id)
+        if self.committer is not None and entries.size > MAX_CHANGE_BYTES:
+            raise StateTooLargeError(
+                f"save to {self.name!r} refused: {entries.size:,} bytes, at most {MAX_CHANGE_BYTES:,} at once",
+                actor=self.name,
+                size=entries.size,
+                limit=MAX_CHANGE_BYTES,
+                hint="save them in several calls",
+            )
+        if self.limit is not None:
+            self._check_budget(self.limit[0], dict(zip(ids, entries.states, strict=True)))
+        if self.committer is None:
+            return ids, next_id, None
+        return ids, next_id, pack_upsert(ids, entries.states, entries.vectors.values)
 
-    def _check_room(self, ids: list[Id], entries: Entries) -> None:
-        """Refuse what is larger than a change may be, or would go over the budget of this actor."""
-        vector_bytes = _FLOAT_BYTES * self._kind["dimension"]
-        if self.committer is not None:
-            size = sum(map(len, entries.states)) + len(ids) * vector_bytes
-            if size > MAX_CHANGE_BYTES:
-                raise StateTooLargeError(
-                    f"save to {self.name!r} refused: {size:,} bytes, at most {MAX_CHANGE_BYTES:,} at once",
-                    actor=self.name,
-                    size=size,
-                    limit=MAX_CHANGE_BYTES,
-                    hint="save them in several calls",
-                )
-        if self.limit is None:
-            return
-        new = dict(zip(ids, entries.states, strict=True))
+    def _check_budget(self, limit: int, new: dict[Id, bytes]) -> None:
+        """Refuse what would make all states and vectors larger than the budget of this actor."""
         old = {id: state for id in new if (state := self.states.get(id)) is not None}
         count = len(self.states) + len(new) - len(old)
-        size = self.states.size + sum(map(len, new.values())) - sum(map(len, old.values())) + count * vector_bytes
-        if size > self.limit[0]:
+        size = self.states.size + sum(map(len, new.values())) - sum(map(len, old.values()))
+        size += count * _FLOAT_BYTES * self.dimension
+        if size > limit:
             raise self.too_large(size)
-
-    def _pack(self, ids: list[Id], entries: Entries) -> Packed | None:
-        return pack_upsert(ids, entries.states, entries.vectors.values) if self.committer is not None else None
 
     def _apply(self, ids: list[Id], entries: Entries) -> None:
         assert self.index is not None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from dgents.backends.vector_input import Id, InvalidVectorError, Metric, Vectors, check_ids, check_vectors
+from dgents.backends.vector_states import following
 from dgents.runtime.codec import Codec
 from dgents.runtime.errors import StateError
 
@@ -15,11 +16,18 @@ _LARGEST_ID = 2**63 - 1
 
 
 class Entries(NamedTuple):
-    """What one save brings. An id that is None is given by the store."""
+    """What one save brings. An id that is None is given by the store.
+
+    Attributes:
+        following: a generated id that comes after all ids that are given.
+        size: bytes of all states and vectors.
+    """
 
     ids: list[Id | None]
     states: list[bytes]
     vectors: Vectors
+    following: int
+    size: int
 
 
 def check_id(id: Any) -> Id:
@@ -68,7 +76,7 @@ def make_entries(
         if len(states) > 1:
             error.message = f"state number {len(encoded)}: {error.message}"
         raise
-    return Entries(plain, encoded, vectors)
+    return Entries(plain, encoded, vectors, following(plain), sum(map(len, encoded)) + vectors.values.nbytes)
 
 
 class Names(Sequence[Any]):

@@ -197,8 +197,8 @@ class VectorIndex:
             Whether a new index is in place.
 
         Raises:
-            RuntimeError: faiss can't build it from these vectors. Searches stay exact; `needs_rebuild` says
-                so again once there are twice as many.
+            RuntimeError, MemoryError: faiss can't build it from these vectors. Searches go on as before;
+                `needs_rebuild` says so again once there are twice as many.
         """
 
         def check() -> None:
@@ -209,10 +209,12 @@ class VectorIndex:
             return False
         try:
             step = next_step(Size.of(self._rows), self._ann, self._recipe, self._failed_at)
-            return (step != "replace" and self._extend(check)) or self._replace(check)
+            rebuilt = (step != "replace" and self._extend(check)) or self._replace(check)
+            self._failed_at = 0
+            return rebuilt
         except Stopped:
             return False
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             self._failed_at = len(self)
             raise
         finally:

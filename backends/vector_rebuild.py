@@ -40,15 +40,17 @@ def next_step(size: Size, ann: Ann | None, recipe: Recipe | None, failed_at: int
     """Decide what a rebuild has to do, if anything.
 
     Args:
-        failed_at: with how many vectors faiss last failed to build the index; it gets twice as many to try
-        again.
+        failed_at: with how many vectors the last rebuild failed, 0 if it did not; there must be twice as many to try
+            again.
     """
+    if size.live < 2 * failed_at:
+        return None
     if size.holes > FEW + size.live // 2:
         return "replace"
     if recipe is None:
         return None
     if ann is None:
-        return "replace" if size.live >= max(recipe.minimum, 2 * failed_at) else None
+        return "replace" if size.live >= recipe.minimum else None
     tombstones = size.rows - size.holes - size.live
     if tombstones > FEW // 10 + _TOMBSTONES * ann.covered:
         return "replace"

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import anyio
 import anyio.to_thread
 
-from dgents.backends.vector_cell import INLINE, VectorCell, no_such
+from dgents.backends.vector_cell import VectorCell, no_such
 from dgents.backends.vector_search import Hit, Where, as_predicate
 from dgents.backends.vector_states import Id
 from dgents.runtime.errors import AskTimeoutError, StateError, StateNotFoundError, UnsupportedOperationError
@@ -21,7 +21,6 @@ from dgents.runtime.turns import MISSING, Snapshot
 S = TypeVar("S")
 T = TypeVar("T")
 
-_INLINE_QUERIES = 64
 _MASK = 127
 
 
@@ -73,7 +72,12 @@ class VectorRef(Ref[S]):
         if cell.free and request_id is None and get_ident() == cell.thread:
             cell.turns += 1
             cell.touched = turn
-            version = cell.save(entries, if_version)
+            try:
+                version = cell.save(entries, if_version)
+            except StateError:
+                if cell.gate is not None:  # the error may tell of a save that is not durable yet
+                    await cell.gate.wait()
+                raise
             if cell.gate is not None:
                 await cell.gate.wait()
             return version
@@ -98,7 +102,7 @@ class VectorRef(Ref[S]):
         await cell.ready()
         if embeddings is None:
             embeddings = await cell.embedder.of(states)
-        if len(states) <= INLINE:
+        if len(states) <= cell.inline:
             entries = cell.entries(states, ids, embeddings)
         else:
             entries = await anyio.to_thread.run_sync(cell.entries, states, ids, embeddings)
@@ -143,7 +147,7 @@ class VectorRef(Ref[S]):
         cell = self._vectors()
         cell.admit(Search(vectors, k, where), waits=True)
         await cell.ready()
-        if len(vectors) <= _INLINE_QUERIES:
+        if len(vectors) <= cell.inline:
             queries = cell.queries(vectors)
         else:
             queries = await anyio.to_thread.run_sync(cell.queries, vectors)

@@ -11,13 +11,13 @@ Invariants:
 3. Rows below ``frozen`` are numbered by an ANN index: they're not moved, and their numbers are not used
    again.
 4. A dead row at ``frozen`` or above is a hole. When no view is open, live rows from the end are moved into
-   the holes, so that a search never pays for what was deleted.
+   the holes, so that a search does not pay for what was deleted. ``_holes`` is in ascending order.
 
 | event | rows at the end | dead rows |
 |---|---|---|
 | upsert | `append` | the old rows of the same ids |
 | delete | | the rows of the ids |
-| last view closed, or a write with no view open | `_sweep` moves them into holes | the holes are gone |
+| last view closed, or a write with no view open | `_sweep` moves them into holes | many of the holes are gone |
 | `freeze` | | the holes below it become tombstones |
 
 Blocks never move when more are added, so growing costs no copy of what is there. Nothing here locks: the
@@ -26,6 +26,7 @@ caller does.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ import numpy.typing as npt
 from dgents.backends.vector_input import Floats, Id, Rows, Vectors
 
 _BLOCK_BYTES = 24 << 20
+# Holes that are filled at a time, in less than a millisecond: the event loop may be waiting.
+_SWEPT = 256
 
 
 class Slice(NamedTuple):
@@ -167,9 +170,9 @@ class VectorRows:
         return self.look()
 
     def close(self) -> None:
-        """Give one view back; with the last one, the holes are filled."""
+        """Give one view back; with the last one, holes are filled."""
         self._views -= 1
-        self._sweep()
+        self._sweep(_SWEPT)
 
     def look(self) -> View:
         """Return a view that holds nothing back: only its rows below ``frozen`` stay as they are."""
@@ -188,7 +191,7 @@ class VectorRows:
         if not self.rows.keys().isdisjoint(fresh):
             self._bury([self.rows[id] for id in fresh if id in self.rows])
         self.rows.update(fresh)
-        self._sweep()
+        self._sweep(_SWEPT + 2 * len(ids))
 
     def load(self, ids: Sequence[Id | None], vectors: Floats) -> None:
         """Add rows as a snapshot has them; one without an id is dead. `freeze` follows the last of them."""
@@ -205,7 +208,7 @@ class VectorRows:
         """Delete what is there of ``ids``, and say how many that were."""
         found = [self.rows.pop(id) for id in ids if id in self.rows]
         self._bury(found)
-        self._sweep()
+        self._sweep(_SWEPT + 2 * len(ids))
         return len(found)
 
     def freeze(self, length: int) -> None:
@@ -232,16 +235,24 @@ class VectorRows:
 
     def _bury(self, rows: list[int]) -> None:
         self._alive[rows] = False
-        self._holes += [row for row in rows if row >= self.frozen]
+        if len(rows) == 1 and rows[0] >= self.frozen:
+            insort(self._holes, rows[0])
+        else:
+            self._holes += [row for row in rows if row >= self.frozen]
+            self._holes.sort()
 
-    def _sweep(self) -> None:
-        """Fill the holes with live rows from the end, unless a view may be looking (invariant 1)."""
+    def _sweep(self, most: int) -> None:
+        """Fill up to ``most`` holes with live rows from the end, unless a view may be looking (invariant 1)."""
         if self._views or not self._holes:
             return
-        end = self.length - len(self._holes)
-        targets = np.array([hole for hole in self._holes if hole < end], np.int64)
+        holes = self._holes
+        end = self.length - min(len(holes), most)
+        while holes and holes[-1] >= end:
+            holes.pop()
         sources = np.flatnonzero(self._alive[end : self.length]) + end
         if len(sources):
+            targets = np.array(holes[-len(sources) :], np.int64)
+            del holes[-len(sources) :]
             self._blocks.move(sources, targets)
             for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
                 id = self._ids[source]
@@ -250,5 +261,4 @@ class VectorRows:
             self._alive[targets] = True
         self._alive[end : self.length] = False
         del self._ids[end:]
-        self._holes.clear()
         self._blocks.resize(end)

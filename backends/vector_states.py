@@ -15,6 +15,11 @@ from collections.abc import Iterable, Sequence
 Id = str | int
 
 
+def following(ids: Iterable[Id | None]) -> int:
+    """Return a generated id that comes after all of these."""
+    return max((id for id in ids if isinstance(id, int)), default=0) + 1
+
+
 class StatesView:
     """The states as they were when the view was opened."""
 

@@ -1,12 +1,8 @@
 """A vector store in a directory of its own: a snapshot, and a journal of the changes since. See docs/vectors.md.
 
-    vectors.snapshot               the states and the index as of one version (see below)
+    vectors.snapshot               the states and the index as of one version (backends/vector_file.py)
     00000000000000000001.journal   the changes, one record each (docs/journal.md, backends/vector_change.py)
     owner.lock                     who has it
-
-The snapshot: 8 bytes ``DGVECS1\\n``; frames, each a length u64 and its content: the head (MessagePack), blocks of
-states (MessagePack [ids, states]), an empty frame; SHA-256 of all that; then the index as `vector_snapshot` writes it,
-which has a digest of its own.
 
 Invariants:
 
@@ -19,14 +15,12 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -36,57 +30,22 @@ from dgents.backends import files
 from dgents.backends.journal import Journal
 from dgents.backends.lock import OwnerLock
 from dgents.backends.segment import Buffer, first_in_name
-from dgents.backends.vector_change import pack_record
-from dgents.backends.vector_replay import Contents, Replay
-from dgents.backends.vector_states import Id, States, StatesView
+from dgents.backends.vector_change import Contents, Replay, pack_record
+from dgents.backends.vector_file import Capture, Head, chunks, parse
+from dgents.backends.vector_states import States
 from dgents.backends.worker import Worker
 from dgents.runtime.contract import Request, Resources, Write
 from dgents.runtime.errors import DgentError, OwnershipLostError, StateCorruptionError
 
 if TYPE_CHECKING:
     from dgents.backends.vector_index import VectorIndex
-    from dgents.backends.vector_snapshot import Snapshot
 
 T = TypeVar("T")
 
 MAX_CHANGE_BYTES = 2**30
 REQUESTS_KEPT = 1000
-_MAGIC = b"DGVECS1\n"
-_LENGTH_BYTES = 8
-_DIGEST_BYTES = 32
-_BLOCK = 4096  # states
+SNAPSHOT = "vectors.snapshot"
 _WORKER = "vectors"
-
-
-class Head(msgspec.Struct, frozen=True):
-    """What a snapshot is of.
-
-    Attributes:
-        version, epoch, saved_at: of the newest change in it.
-        schema: the version of the states' schema.
-        next_id: what the next generated id is.
-        requests: the request ids that are remembered; filled in when it is written.
-    """
-
-    version: int
-    epoch: int
-    saved_at: float
-    schema: int
-    next_id: int
-    requests: tuple[Request, ...] = ()
-
-
-class Capture(NamedTuple):
-    """One moment of an actor, to be written while it goes on."""
-
-    head: Head
-    states: StatesView
-    vectors: Snapshot
-
-    def close(self) -> None:
-        """Let go of the moment."""
-        self.states.close()
-        self.vectors.close()
 
 
 class VectorStore:
@@ -117,7 +76,7 @@ class VectorStore:
         self._restore = restore
         self._lift = lift
         self._schema = schema
-        self._path = directory / "vectors.snapshot"
+        self._path = directory / SNAPSHOT
         self._journal = Journal(directory, max_record_bytes=MAX_CHANGE_BYTES + 2**20)
         self._lock = OwnerLock(directory / "owner.lock", actor=actor)
         self._worker: Worker | None = None
@@ -171,7 +130,8 @@ class VectorStore:
             if self._journal.next > 1:
                 raise self._damaged("its snapshot is missing")
             found = Contents(self._empty(), States())
-            self._write_first(found)
+            with files.storage_errors(self._path, "open", actor=self.actor):
+                self._write_first(found)
         replay = Replay(found, self._lift, self._schema)
         if self._journal.first > found.version + 1:
             raise self._damaged(f"changes {found.version + 1} to {self._journal.first - 1} are missing")
@@ -239,7 +199,7 @@ class VectorStore:
         layer = files.layer
         fd = layer.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            for chunk in _chunks(capture):
+            for chunk in chunks(capture):
                 if stop.is_set():
                     layer.unlink(temp)
                     return False
@@ -271,18 +231,12 @@ class VectorStore:
             raise self._damaged(f"its snapshot does not add up: {error}", self._path) from error
 
     def _parse(self, content: memoryview) -> Contents:
-        if content[: len(_MAGIC)] != _MAGIC:
-            raise ValueError("it does not begin as one")
-        frames, end = _frames(content)
-        if hashlib.sha256(content[:end]).digest() != content[end : end + _DIGEST_BYTES]:
-            raise ValueError("it was changed since it was written: its digest differs")
-        head = msgspec.msgpack.decode(frames[0], type=Head)
-        index, version = self._restore(content[end + _DIGEST_BYTES :])
+        head, blocks, behind = parse(content)
+        index, version = self._restore(behind)
         if version != head.version:
             raise ValueError(f"its index is of version {version}, its states are of version {head.version}")
         states = States()
-        for frame in frames[1:]:
-            ids, encoded = msgspec.msgpack.decode(frame, type=tuple[list[Id], list[bytes]])
+        for ids, encoded in blocks:
             states.set(ids, [self._lift(state, head.schema) for state in encoded])
         if len(states) != len(index) or not all(id in states for id in index):
             raise ValueError("its index and its states have different ids")
@@ -301,47 +255,6 @@ class VectorStore:
     def _close(self) -> None:
         self._journal.close()
         self._lock.release()
-
-
-def _chunks(capture: Capture) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of a snapshot."""
-    digest = hashlib.sha256()
-    for chunk in _heading(capture):
-        digest.update(chunk)
-        yield chunk
-    yield digest.digest()
-    yield from capture.vectors
-
-
-def _heading(capture: Capture) -> Iterator[bytes]:
-    """Yield all of a snapshot that is in front of the index."""
-    encode = msgspec.msgpack.encode
-    yield _MAGIC + _frame(encode(capture.head))
-    ids = iter(capture.vectors.ids())
-    while some := list(islice(ids, _BLOCK)):
-        yield _frame(encode((some, [capture.states.get(id) for id in some])))
-    yield _frame(b"")
-
-
-def _frame(content: bytes) -> bytes:
-    return len(content).to_bytes(_LENGTH_BYTES, "little") + content
-
-
-def _frames(content: memoryview) -> tuple[list[memoryview], int]:
-    """Return the frames up to the empty one, and where what follows begins."""
-    frames: list[memoryview] = []
-    at = len(_MAGIC)
-    while True:
-        if at + _LENGTH_BYTES > len(content):
-            raise ValueError("it was cut short")
-        length = int.from_bytes(content[at : at + _LENGTH_BYTES], "little")
-        at += _LENGTH_BYTES
-        if length > len(content) - at:
-            raise ValueError(f"the frame at byte {at} is longer than the file")
-        if not length:
-            return frames, at
-        frames.append(content[at : at + length])
-        at += length
 
 
 async def _make_worker() -> Worker:

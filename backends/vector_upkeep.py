@@ -33,9 +33,13 @@ def snapshot_is_due(changes: int, live: int, rebuilt: bool) -> bool:
 
 
 class Upkeep:
-    """Keeps the index of one actor fast and its journal short, from `adopt` to `close`."""
+    """Keeps the index of one actor fast and its journal short, from `adopt` to `close`.
 
-    def __init__(self, cell: VectorCell, store: VectorStore | None, changes: int = 0) -> None:
+    Args:
+        changes: how many entries were changed since the last snapshot.
+    """
+
+    def __init__(self, cell: VectorCell, store: VectorStore | None, changes: int) -> None:
         assert cell.index is not None
         self._cell = cell
         self._index = cell.index
@@ -80,8 +84,8 @@ class Upkeep:
                 return False
             try:
                 rebuilt = await anyio.to_thread.run_sync(self._index.rebuild, self._stop)
-            except RuntimeError as error:
-                self._warn(f"the index {self._index.index!r} could not be built, searches stay exact: {error}")
+            except (RuntimeError, MemoryError) as error:
+                self._warn(f"the index {self._index.index!r} could not be built, searches go on without: {error!r}")
                 return True
         self._rebuilt = self._rebuilt or rebuilt
         return rebuilt
@@ -97,7 +101,7 @@ class Upkeep:
             async with self._busy:
                 if not self._stop.is_set():
                     await store.keep(capture, self._stop)
-        except DgentError as error:
+        except (DgentError, RuntimeError, MemoryError) as error:  # the latter two of faiss, which copies its index
             self._warn(f"no snapshot at version {capture.head.version}, the journal stays: {error}")
         finally:
             capture.close()

@@ -70,6 +70,11 @@ def copy(
     """
     if table is not None and not (source.has_tables or destination.has_tables):
         raise ValueError(f"there are no tables in {source.safe} nor in {destination.safe}")
+    for place in (source, destination):
+        if place.kind in ("vectors", "streams"):
+            raise ValueError(
+                f"{place.safe} holds {place.kind}, which are copied with their folder while nobody owns them"
+            )
     with open_place(source, table if source.has_tables else None) as contents:
         entries = list(contents.entries())
         if not entries:

@@ -4,7 +4,9 @@
 |---|---|
 | a file that begins as SQLite's do, or is called `.db`, `.sqlite`, `.sqlite3`; `sqlite:///PATH` | tables of states |
 | any other file | the state of a `PersistentAgent` |
-| a folder, or a path that ends in `/` | a state a file |
+| a folder with `vectors.snapshot` in it | the states of a `VectorAgent`, by id |
+| the folder of a stream's events, or one of such folders | streams |
+| any other folder, or a path that ends in `/` | a state a file |
 | `postgresql://` | tables of states |
 | `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://` | a key a state |
 """
@@ -12,7 +14,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -20,7 +22,7 @@ from typing import Literal, TypeAlias
 from dgents.runtime.errors import UnsupportedOperationError
 from dgents.stores import Store
 
-Kind: TypeAlias = Literal["sqlite", "postgres", "redis", "file", "folder"]
+Kind: TypeAlias = Literal["sqlite", "postgres", "redis", "file", "folder", "vectors", "streams"]
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _CHECKPOINT_MAGIC = b"dgents-checkpoint"
@@ -60,6 +62,11 @@ def locate(uri: str) -> Place:
     if not uri or "\0" in uri:
         raise ValueError("an empty path names nothing")
     path = Path(uri)
+    if path.is_dir():
+        from dgents.log_states import kind_of
+
+        if (kind := kind_of(path)) is not None:
+            return Place(kind, uri, uri)
     if path.is_dir() or uri.endswith(os.sep):
         return Place("folder", os.path.join(uri, ""), uri)
     if path.suffix in _DATABASE_SUFFIXES or _begins_with(path, _SQLITE_MAGIC):
@@ -91,6 +98,11 @@ def open_place(place: Place, table: str | None = None) -> AbstractContextManager
         return _open_postgres(place, table)
     if place.kind == "redis":
         return _open_redis(place)
+    if place.kind in ("vectors", "streams"):
+        from dgents.log_states import StreamStates, VectorStates
+
+        path = Path(place.uri)
+        return nullcontext(VectorStates(path) if place.kind == "vectors" else StreamStates(path))
     from dgents.file_states import open_files
 
     return open_files(place.uri)

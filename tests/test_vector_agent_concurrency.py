@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -17,8 +17,7 @@ from dgents.backends.vector_index import Moment, VectorIndex
 from dgents.backends.vector_states import States
 from dgents.runtime.codec import Codec
 from tests.calls import Calls, calls
-from tests.seeds import seeded
-from tests.vector_kit import Model, vectors
+from tests.vector_kit import vectors
 
 pytestmark = pytest.mark.anyio
 
@@ -228,43 +227,6 @@ async def test_a_search_after_the_end_is_refused(rt: dgents.Runtime) -> None:
     await rt.stop("v")
     with pytest.raises(dgents.ActorStoppedError):
         await ref.search([1] * D)
-
-
-async def walk(ref: VectorRef[Any], metric: Any, steps: int, where: Callable[[Any], bool]) -> None:
-    """Do random operations, and compare every answer with brute force."""
-    chance, model, states = seeded(), Model(metric), dict[Any, Any]()
-    names: list[Any] = [*range(60), *map(str, range(60))]
-    for step in range(steps):
-        ids = chance.choices(names, k=chance.choice([1, 2, 5, 90]))
-        new = vectors(len(ids), seed=chance.randrange(2**30))
-        if chance.random() < 0.7:
-            await ref.save_many([[step, at] for at in range(len(ids))], ids=ids, embeddings=new)
-            model.kept.update(zip(ids, new, strict=True))
-            states.update({id: [step, at] for at, id in enumerate(ids)})
-        else:
-            for id in ids[:10]:
-                await ref.delete(id)
-                model.kept.pop(id, None)
-                states.pop(id, None)
-        query = vectors(1, seed=step)[0]
-        for chosen in (None, where):
-            hits = await ref.search(query, 7, where=chosen)
-            expected = model.search(query, 7, lambda id, chosen=chosen: chosen is None or chosen(states[id]))
-            assert [(hit.id, hit.state) for hit in hits] == [(id, states[id]) for id in expected]
-            assert [hit.score for hit in hits] == pytest.approx(list(expected.values()), rel=1e-4, abs=1e-4)
-        assert await ref.count() == len(states)
-
-
-@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
-async def test_random_operations_agree_with_brute_force(rt: dgents.Runtime, metric: Any, tmp_path: Any) -> None:
-    await walk(await spawn(rt, metric=metric, path=tmp_path / "v"), metric, 25, lambda state: state[0] % 2 == 0)
-
-
-@pytest.mark.torture
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
-async def test_long_random_operations_agree_with_brute_force(rt: dgents.Runtime, metric: Any, tmp_path: Any) -> None:
-    await walk(await spawn(rt, metric=metric, path=tmp_path / "v"), metric, 1_000, lambda state: state[0] % 9 == 0)
 
 
 def test_a_large_k_does_not_join_the_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:

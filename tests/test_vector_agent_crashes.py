@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 import dgents
@@ -15,7 +16,7 @@ from dgents.backends import files, vector_upkeep
 from dgents.backends.files import FileLayer
 from tests.disk import FaultyLayer
 from tests.seeds import seeded
-from tests.vector_child import OPERATIONS, D, killed, matches, model, operate, survives
+from tests.vector_child import OPERATIONS, D, killed, matches, model, operate, survives, vector
 
 pytestmark = pytest.mark.anyio
 
@@ -39,23 +40,26 @@ async def test_what_was_acknowledged_survives_a_kill_at_each_step(
     assert await survives(tmp_path / "v", acknowledged)
 
 
-async def test_what_was_acknowledged_survives_a_kill_at_any_moment(tmp_path: Path, anyio_backend: str) -> None:
+@pytest.mark.parametrize("index", ["flat", "hnsw"])
+async def test_what_was_acknowledged_survives_a_kill_at_any_moment(
+    tmp_path: Path, anyio_backend: str, index: str
+) -> None:
     after = seeded().randrange(1, OPERATIONS)
-    acknowledged = killed(tmp_path / "v", anyio_backend, after=after)
+    acknowledged = killed(tmp_path / "v", anyio_backend, after=after, index=index)
     assert acknowledged >= after
-    assert await survives(tmp_path / "v", acknowledged)
+    assert await survives(tmp_path / "v", acknowledged, index)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
-async def test_what_was_acknowledged_survives_a_hundred_kills(tmp_path: Path, anyio_backend: str) -> None:
+@pytest.mark.parametrize("index", ["flat", "hnsw", "ivf"])
+async def test_what_was_acknowledged_survives_a_hundred_kills(tmp_path: Path, anyio_backend: str, index: str) -> None:
     chance = seeded()
     for round in range(100):
-        if round % 2:
-            acknowledged = killed(tmp_path / "v", anyio_backend, chance.choice(STEPS), str(chance.randrange(1, 20)))
-        else:
-            acknowledged = killed(tmp_path / "v", anyio_backend, after=chance.randrange(1, OPERATIONS))
-        assert await survives(tmp_path / "v", acknowledged), f"round {round}"
+        step = (chance.choice(STEPS), str(chance.randrange(1, 20))) if round % 2 else ()
+        after = None if step else chance.randrange(1, OPERATIONS)
+        acknowledged = killed(tmp_path / "v", anyio_backend, *step, after=after, index=index)
+        assert await survives(tmp_path / "v", acknowledged, index), f"round {round}"
         shutil.rmtree(tmp_path / "v")
 
 
@@ -79,6 +83,20 @@ async def test_a_store_that_is_opened_again_goes_on_where_it_was(tmp_path: Path)
         async with dgents.Runtime() as rt:
             ref: dgents.VectorRef[Any] = await rt.spawn("vectors", dgents.VectorAgent(D, path=tmp_path / "v"))
             await ref.delete("after")
+
+
+@pytest.mark.usefixtures("small_snapshots")
+async def test_the_journal_is_kept_short_over_many_short_lives(tmp_path: Path) -> None:
+    agent = dgents.VectorAgent[Any](D, path=tmp_path / "v")
+    for life in range(9):
+        async with dgents.Runtime() as rt:
+            ref: dgents.VectorRef[Any] = await rt.spawn("vectors", agent)
+            cell: Any = ref._cell
+            while cell.upkeep._running:  # noqa: ASYNC110 (nothing tells the end of an upkeep)
+                await anyio.sleep(0.001)
+            assert [hit.state for hit in await ref.search(vector(0), 20)] == [life - 1] * 15 * (life > 0)
+            await ref.save_many([life] * 15, ids=range(15), embeddings=[vector(life)] * 15)
+    assert min(int(path.stem) for path in (tmp_path / "v").glob("*.journal")) > 6
 
 
 async def test_a_generated_id_is_not_given_again_after_a_restart(tmp_path: Path) -> None:

@@ -224,14 +224,14 @@ async def test_a_passivation_during_a_snapshot_gives_it_up_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend: str
 ) -> None:
     monkeypatch.setattr(vector_upkeep, "LEAST_CHANGES", 1)
-    chunks = vector_store._chunks
+    chunks = vector_store.chunks
     begun = threading.Event()
 
     def noted(capture: Any) -> Any:
         begun.set()
         yield from chunks(capture)
 
-    monkeypatch.setattr(vector_store, "_chunks", noted)
+    monkeypatch.setattr(vector_store, "chunks", noted)
     for n in range(5):
         async with dgents.Runtime() as rt:
             ref: VectorRef[int] = await rt.spawn("v", VectorAgent(3, path=tmp_path / "v"))

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import faiss
 import numpy as np
@@ -179,6 +180,24 @@ def test_memory_of_deleted_vectors_is_given_back() -> None:
     index.upsert(range(6_400), vectors(6_400))
     index.delete(range(6_300))
     assert len(index._rows._blocks.vectors) <= 3
+
+
+def test_many_holes_are_filled_in_pieces_and_nothing_is_lost() -> None:
+    index, model = filled(count=5_000, metric="l2"), Model("l2")
+    model.kept = dict(enumerate(clustered(5_000)))
+    with index.look():
+        for id in range(0, 4_000, 2):
+            index.delete([id])
+            del model.kept[id]
+    holes = [index._rows.holes]
+    while index._rows.holes:
+        index.look().close()
+        holes.append(index._rows.holes)
+        assert len(index) == index._rows.length - holes[-1] == 3_000
+        query = vectors(1, seed=len(holes))
+        agree(index.search(query, 5)[0], model.search(query[0], 5))
+    assert len(holes) > 3
+    assert max(before - after for before, after in pairwise(holes)) <= 600  # a search closes a view, too
 
 
 def constant(version: int, count: int) -> Floats:

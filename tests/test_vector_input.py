@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dgents.backends.vector_extra import vector_engine
+from dgents.backends.vector_backend import vector_engine
 from dgents.backends.vector_index import VectorIndex
 from dgents.backends.vector_input import InvalidVectorError
 from dgents.runtime.errors import StateSerializationError

@@ -1,6 +1,6 @@
 """A process that writes into a vector store until it is killed, and what must be there afterwards.
 
-Run: python -m tests.vector_child DIRECTORY EVENT_LOOP [STEP AT]; it prints the number of each operation that was
+Run: python -m tests.vector_child DIRECTORY EVENT_LOOP INDEX [STEP AT]; it prints the number of each operation that was
 acknowledged, and dies at the ``AT``-th time that the step is reached.
 """
 
@@ -18,13 +18,15 @@ import anyio
 import numpy as np
 
 import dgents
-from dgents.backends import files, vector_upkeep
+from dgents.backends import files, vector_ann, vector_upkeep
 from dgents.backends.vector_index import VectorIndex
 from tests.disk import KillingLayer
 
 D = 8
 OPERATIONS = 400
 _SNAPSHOT_EVERY = 40  # changes
+_INDEXED_FROM = 50  # vectors
+_ROUNDING = 1e-5
 
 Entries = dict[Any, tuple[int, Any]]
 
@@ -69,30 +71,30 @@ async def matches(ref: dgents.VectorRef[Any], expected: Entries) -> bool:
         return False
     if not expected:
         return True
-    hits = await ref.search_many(np.stack([kept for _, kept in expected.values()]), 1)
     truth = VectorIndex(D)
     truth.upsert(list(expected), np.stack([kept for _, kept in expected.values()]))
-    states = {hit.id: hit.state for hit in await ref.search(vector(0), len(expected))}
-    scores = {hit.id: hit.score for hit in await ref.search(vector(0), len(expected))}
-    return (
-        states == {id: {"n": n} for id, (n, _) in expected.items()}
-        and scores == dict(truth.search(vector(0)[None], len(expected))[0])
-        and all(found and found[0].score > 0.999 for found in hits)
-    )
+    for query in (vector(0), vector(1)):
+        hits = await ref.search(query, len(expected))
+        if {hit.id: hit.state for hit in hits} != {id: {"n": n} for id, (n, _) in expected.items()}:
+            return False
+        scores = dict(truth.search(query[None], len(expected))[0])
+        if any(abs(hit.score - scores[hit.id]) > _ROUNDING for hit in hits):
+            return False
+    return True
 
 
-async def survives(directory: Path, acknowledged: int) -> bool:
+async def survives(directory: Path, acknowledged: int, index: str = "flat") -> bool:
     """Tell whether a store holds what so many acknowledged operations left, and at most one more, whole."""
     async with dgents.Runtime() as rt:
-        ref: dgents.VectorRef[Any] = await rt.spawn("vectors", dgents.VectorAgent(D, path=directory))
+        ref: dgents.VectorRef[Any] = await rt.spawn("vectors", dgents.VectorAgent(D, path=directory, index=index))
         at_last = [await matches(ref, model(count)) for count in (acknowledged, acknowledged + 1)]
         await ref.save({"n": 0}, id="after", embedding=vector(0))
         return any(at_last)
 
 
-def killed(directory: Path, event_loop: str, *step: str, after: int | None = None) -> int:
+def killed(directory: Path, event_loop: str, *step: str, after: int | None = None, index: str = "flat") -> int:
     """Run a child until it dies, killed once it acknowledged ``after`` operations; return how many it did."""
-    command = [sys.executable, "-m", "tests.vector_child", str(directory), event_loop, *step]
+    command = [sys.executable, "-m", "tests.vector_child", str(directory), event_loop, index, *step]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         acknowledged = 0
@@ -105,9 +107,9 @@ def killed(directory: Path, event_loop: str, *step: str, after: int | None = Non
     return acknowledged
 
 
-async def _work(directory: Path) -> None:
+async def _work(directory: Path, index: str) -> None:
     async with dgents.Runtime() as rt:
-        ref: dgents.VectorRef[Any] = await rt.spawn("vectors", dgents.VectorAgent(D, path=directory))
+        ref: dgents.VectorRef[Any] = await rt.spawn("vectors", dgents.VectorAgent(D, path=directory, index=index))
         for n in range(OPERATIONS):
             await operate(ref, n)
             print(n + 1, flush=True)
@@ -115,12 +117,13 @@ async def _work(directory: Path) -> None:
 
 
 def _main() -> None:
-    directory, event_loop, *step = sys.argv[1:]
+    directory, event_loop, index, *step = sys.argv[1:]
     vector_upkeep.LEAST_CHANGES = _SNAPSHOT_EVERY
+    vector_ann.SMALLEST = _INDEXED_FROM
     if step:
         with files.use(KillingLayer(step[0], at=int(step[1]))):
-            anyio.run(_work, Path(directory), backend=event_loop)
-    anyio.run(_work, Path(directory), backend=event_loop)
+            anyio.run(_work, Path(directory), index, backend=event_loop)
+    anyio.run(_work, Path(directory), index, backend=event_loop)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,11 @@ class Model:
 
 
 def agree(found: list[tuple[Id, float]], expected: dict[Id, float]) -> None:
-    assert [id for id, _ in found] == list(expected)
+    """Compare results in float32 with those in float64, where two may be so near that they change places."""
     assert [score for _, score in found] == pytest.approx(list(expected.values()), rel=1e-4, abs=1e-4)
+    differing = [(got, want) for got, want in zip(found, expected.items(), strict=True) if got[0] != want[0]]
+    assert len(differing) <= 2
+    assert [score for (_, score), _ in differing] == pytest.approx([score for _, (_, score) in differing], rel=2e-6)
 
 
 def filled(index: str = "flat", count: int = 2_000, metric: Metric = "cosine") -> VectorIndex:

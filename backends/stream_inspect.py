@@ -1,0 +1,75 @@
+"""Reading the events of a stream in a directory without owning it: for people and for tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from dgents.backends.chain import GENESIS, Links, broken, check_head, read_head
+from dgents.backends.event_codec import StoredEvent
+from dgents.backends.event_log import StateSnapshot, check_numbers
+from dgents.backends.event_log_journal import FLOOR, HEAD, OWNER_LOCK, read_snapshot
+from dgents.backends.head_file import HeadFile
+from dgents.backends.journal_reader import read_journal
+from dgents.runtime.errors import StateCorruptionError
+
+_ATTEMPTS = 5
+
+_decode = msgspec.msgpack.Decoder(StoredEvent).decode
+
+
+def is_stream(directory: Path) -> bool:
+    """Say whether a directory holds the events of one stream."""
+    return (directory / OWNER_LOCK).exists() and any(directory.glob("*.journal"))
+
+
+def stream_key(directory: Path) -> str:
+    """Return what the stream is called in its log, as far as the name of its folder tells."""
+    return unquote_to_bytes(directory.name).decode("utf-8", "surrogatepass")
+
+
+def read_stream(directory: Path) -> list[StoredEvent]:
+    """Return the events of a stream, after checking their numbers, their links and its head.
+
+    Takes no lock and writes nothing; also while an owner writes. A signature is not checked: that needs the key.
+
+    Raises:
+        StateCorruptionError: ``event`` is the first one that is not what was appended.
+        StorageError: a file can't be read.
+    """
+    name = str(directory)
+    for attempt in range(_ATTEMPTS):
+        floor = read_snapshot(directory / FLOOR, name)
+        try:
+            return _read(directory, floor)
+        except StateCorruptionError:
+            # The owner may have removed what is in front of a new floor.
+            if attempt == _ATTEMPTS - 1 or read_snapshot(directory / FLOOR, name) == floor:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _read(directory: Path, floor: StateSnapshot | None) -> list[StoredEvent]:
+    name = str(directory)
+    head = HeadFile(directory / HEAD).open()  # before the events: an owner writes it after them
+    links = Links(name, floor.version if floor else 0, (floor.link if floor else None) or GENESIS)
+    events: list[StoredEvent] = []
+    for batch in read_journal(directory, links.version + 1):
+        for number, record in enumerate(batch.records(), batch.first):
+            try:
+                event = _decode(record)
+            except msgspec.DecodeError as error:
+                raise broken(name, number, f"it can't be read ({error})") from error
+            if number > links.version:
+                events.append(event)
+    check_numbers(name, events, links.version + 1)
+    if events and events[0].link is not None:
+        links.follow(events)
+    last = events[-1].version if events else links.version
+    if head is not None:
+        check_head(name, read_head(name, head), last, links.link)
+    elif links.link != GENESIS:
+        raise broken(name, last + 1, "the head of the chain is missing, so it may have been cut off")
+    return events
