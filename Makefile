@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?=
+BENCH ?= --plot plots --json plots/run.json
 
 .PHONY: help demo test lint format bench torture build clean
 .DEFAULT_GOAL := help
@@ -25,8 +26,12 @@ test: $(READY) ## every test, with a short form of every proof, on all cores
 torture: $(READY) ## the long proofs: kills, faults, crash images, random schedules (SEED=n repeats one)
 	DGENTS_SEED=$(SEED) $(BIN)/python -m pytest -m torture -s --timeout 3600
 
-bench: $(READY) ## the concurrency benchmarks
-	$(BIN)/dgents bench
+$(VENV)/.peers: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.peers ## every benchmark, beside its peers, with pictures in plots/ (BENCH="--quick" for a look)
+	$(BIN)/dgents bench $(BENCH)
 
 lint: $(READY) ## ruff, mypy --strict and codespell
 	$(BIN)/ruff check .

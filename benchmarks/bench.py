@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import Literal, TypeAlias
 
 from dgents.benchmarks.measure import Contender, Sample, interleave, median_ratio, spread
@@ -21,12 +23,17 @@ def rate(sample: Sample) -> float:
     return sample.rate
 
 
+class OutOfTime(Exception):
+    """The suite's seconds are up; what it has measured stands."""
+
+
 class Bench:
     """One run of one suite.
 
     Attributes:
         quick: whether to be done in seconds; the figures are then no more than an indication.
         rounds: how many rounds each contender gets after its warm-up.
+        seconds: how long the suite may go on measuring; without a bound if left out.
         scratch: a directory on the file system that is measured; it is removed afterwards.
         results: the rows so far.
     """
@@ -37,6 +44,7 @@ class Bench:
         scratch: Path,
         *,
         quick: bool = False,
+        seconds: float = inf,
         on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> None:
         self.suite = suite
@@ -44,6 +52,7 @@ class Bench:
         self.quick = quick
         self.rounds = QUICK_ROUNDS if quick else FULL_ROUNDS
         self.results: list[Result] = []
+        self._deadline = monotonic() + seconds
         self._on_progress = on_progress
         self._done = 0
         self._total = 0
@@ -63,7 +72,10 @@ class Bench:
 
         Raises:
             VerificationError: one of them did not do its work.
+            OutOfTime: the suite's seconds are up; nothing was measured.
         """
+        if monotonic() > self._deadline:
+            raise OutOfTime
         return interleave(contenders, self.rounds, self.scratch, self._advance, warm_up=warm_up)
 
     def compare(
@@ -102,10 +114,12 @@ class Bench:
         *,
         peer: str | None = None,
         theirs: Sequence[float] | None = None,
+        panel: str = "",
+        x: float | None = None,
         details: dict[str, float] | None = None,
         note: str = "",
     ) -> None:
-        """Add a row from the verified figures of each round, ours and the peer's."""
+        """Add a row from the verified figures of each round, ours and the peer's; `Result` says what the rest means."""
         mine = spread(figures)
         result = Result(
             suite=self.suite,
@@ -120,6 +134,8 @@ class Bench:
             ratio=median_ratio(figures, theirs) if theirs else None,
             target=target,
             better=better,
+            panel=panel,
+            x=x,
             details=details or {},
             note=note,
         )
@@ -127,7 +143,8 @@ class Bench:
 
     def absent(self, row: str, unit: str, note: str) -> None:
         """Add a row that has no figure, and say why."""
-        self.results.append(Result(suite=self.suite, row=row, figure=0, unit=unit, low=0, high=0, rounds=0, note=note))
+        absent = Result(suite=self.suite, row=row, figure=0, unit=unit, low=0, high=0, rounds=0, note=note)
+        self.results.append(absent)
 
     def _advance(self, contender: Contender) -> None:
         self._done += 1

@@ -6,12 +6,10 @@ Every row is the same work: 1,000 tasks increment one state. What differs is wha
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-import dgents
 from dgents.benchmarks.bench import Bench
 from dgents.benchmarks.measure import Contender
-from dgents.benchmarks.ours import Dgent, MakeAgent, file, sqlite, volatile
+from dgents.benchmarks.ours import Dgent, behind, file, sqlite, volatile
 from dgents.benchmarks.peers.raw_file import RawFile
 from dgents.benchmarks.peers.raw_sqlite import RawSqlite
 from dgents.benchmarks.rounds import Round, increments, saves
@@ -42,17 +40,6 @@ def run(bench: Bench) -> None:
         _row(bench, name, saves(partial(Dgent, name, agent), bench.some(count)))
     for name, peer, count in raw:
         _row(bench, name, saves(peer, bench.some(count)))
-
-
-def behind(*, journal: bool) -> MakeAgent:
-    """Return what makes write-behind caches over SQLite."""
-
-    def make(directory: object) -> dgents.CachedAgent:
-        flush = dgents.Flush(journal=f"{directory}/journal" if journal else None)
-        store: dgents.SQLAgent[Any] = dgents.SQLAgent(f"{directory}/state.db")
-        return dgents.CachedAgent(dgents.VolatileAgent(), store, policy="write-behind", flush=flush)
-
-    return make
 
 
 def _row(bench: Bench, name: str, round: Round) -> None:

@@ -5,17 +5,36 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
 
-_PACKAGES = ("dgents", "anyio", "trio", "msgspec", "msgpack", "aiosqlite")
+_PACKAGES = ("dgents", "anyio", "trio", "msgspec", "msgpack", "aiosqlite", "redis", "psycopg", "numpy", "faiss-cpu")
+_PEERS = (
+    "pykka",
+    "xoscar",
+    "thespian",
+    "ray",
+    "diskcache",
+    "eventsourcing",
+    "langgraph",
+    "langgraph-checkpoint-sqlite",
+    "openai-agents",
+    "google-adk",
+    "lancedb",
+    "py-key-value-aio",
+)
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """The machine, the interpreter, the libraries, and the file system that the durable figures depend on."""
+    """The machine, the interpreter, the libraries, and the file system that the durable figures depend on.
+
+    ``peers`` are the versions of what dgents is compared with, as far as it is installed.
+    """
 
     cpu: str
     cores: int
@@ -24,6 +43,7 @@ class Environment(msgspec.Struct, frozen=True):
     versions: dict[str, str]
     file_system: str
     date: str
+    peers: dict[str, str] = {}
 
     def __str__(self) -> str:
         libraries = ", ".join(f"{name} {number}" for name, number in self.versions.items())
@@ -35,21 +55,24 @@ class Environment(msgspec.Struct, frozen=True):
 
 def environment(directory: Path) -> Environment:
     """Describe this machine, and the file system that ``directory`` is on."""
-    versions = {"sqlite": sqlite3.sqlite_version}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return Environment(
         cpu=_cpu(),
         cores=usable_cores(),
         system=f"{platform.system()} {platform.release()}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
-        versions=versions,
+        versions={"sqlite": sqlite3.sqlite_version, **_versions(_PACKAGES)},
         file_system=_file_system(directory),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        peers=_versions(_PEERS),
     )
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def usable_cores() -> int:

@@ -36,13 +36,13 @@ async def idle(count: int) -> Idle:
         runtime.register("virtual/", lambda key: agent)
         await runtime.spawn("first", agent)
         await runtime.ref("virtual/first").load()
-        tasks, before = len(asyncio.all_tasks()), _resident_bytes()
+        tasks, before = len(asyncio.all_tasks()), resident_bytes()
         started = perf_counter()
         for number in range(count):
             await runtime.spawn(f"user/{number}", agent)
         spawned = perf_counter()
         gc.collect()
-        bytes_each = (_resident_bytes() - before) / count
+        bytes_each = (resident_bytes() - before) / count
         resumed = perf_counter()
         for number in range(count):
             await runtime.ref(f"virtual/{number}").load()
@@ -59,7 +59,8 @@ async def idle(count: int) -> Idle:
     )
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Return how much memory this process has in use now."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:  # only Linux has it; elsewhere the peak is the next best, and grows only with need

@@ -8,6 +8,7 @@ alternate, so that the drift of a noisy machine meets both. The first round of e
 from __future__ import annotations
 
 import gc
+import math
 import shutil
 import statistics
 import tempfile
@@ -103,6 +104,19 @@ def percentiles(latencies: Sequence[float]) -> dict[str, float]:
     """Return p50, p99 and p99.9 of latencies in seconds, as columns in milliseconds."""
     shares = {"p50 ms": 0.5, "p99 ms": 0.99, "p99.9 ms": 0.999}
     return {heading: percentile(latencies, share) * 1e3 for heading, share in shares.items()}
+
+
+def growth(curve: Sequence[tuple[float, float]]) -> float | None:
+    """Return the exponent with which y grows with x along a curve of (x, y), by least squares on logarithms.
+
+    0: it doesn't grow; 1: in proportion; None: there are no two points above 0 to tell.
+
+    Source: the empirical order of growth, as in McGeoch, A Guide to Experimental Algorithmics (2012).
+    """
+    logs = [(math.log(x), math.log(y)) for x, y in curve if x > 0 and y > 0]
+    if len({x for x, _ in logs}) < 2:
+        return None
+    return statistics.linear_regression(*zip(*logs, strict=True)).slope
 
 
 def median_ratio(ours: Sequence[float], peers: Sequence[float]) -> float:

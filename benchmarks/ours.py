@@ -43,7 +43,8 @@ class Dgent:
             refs: dict[int, Any] = {}
 
             async def begin(key: int) -> None:
-                refs[key] = await runtime.spawn(f"state/{key}", self._agent(directory))
+                # Servers outlive a round: its directory's name keeps its states apart from those of the others.
+                refs[key] = await runtime.spawn(f"{directory.name}/{key}", self._agent(directory))
                 if state is not None:
                     await refs[key].save(state)
 
@@ -84,11 +85,35 @@ def volatile(initial: Any = None) -> MakeAgent:
     return lambda directory: dgents.VolatileAgent(initial)
 
 
-def sqlite(max_history: int = 100) -> MakeAgent:
+def sqlite(max_history: int = 100, ownership: Literal["exclusive", "shared"] = "exclusive") -> MakeAgent:
     """Return what makes agents of one SQLite database."""
-    return lambda directory: dgents.SQLAgent(str(directory / "state.db"), max_history=max_history)
+    return lambda directory: dgents.SQLAgent(str(directory / "state.db"), max_history=max_history, ownership=ownership)
+
+
+def on_server(agent: Callable[..., Any], url: str, **options: Any) -> MakeAgent | None:
+    """Return what makes agents of one server; None without a URL."""
+    return (lambda directory: agent(url, **options)) if url else None
 
 
 def file(format: Literal["json", "msgpack"] = "json") -> MakeAgent:
     """Return what makes agents of one folder, with a file each."""
     return lambda directory: dgents.PersistentAgent(f"{directory}/states/", format=format)
+
+
+def cached() -> MakeAgent:
+    """Return what makes write-through caches over SQLite."""
+    return lambda directory: _cached(directory, policy="write-through")
+
+
+def behind(*, journal: bool) -> MakeAgent:
+    """Return what makes write-behind caches over SQLite."""
+
+    def make(directory: Path) -> Any:
+        flush = dgents.Flush(journal=f"{directory}/journal" if journal else None)
+        return _cached(directory, policy="write-behind", flush=flush)
+
+    return make
+
+
+def _cached(directory: Path, **options: Any) -> Any:
+    return dgents.CachedAgent(dgents.VolatileAgent(), sqlite()(directory), **options)

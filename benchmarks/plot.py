@@ -7,11 +7,11 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from dgents.benchmarks.colours import BLACK, BLUE, GREY, ORANGE, RED
+from dgents.benchmarks.plot_curves import draw_curves, draw_percentiles
 from dgents.benchmarks.report import number
 from dgents.benchmarks.result import Result, Run
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, RED, GREY = "#0072B2", "#E69F00", "#D55E00", "#999999"
 _ON_WHITE = {
     "facecolor": "white",
     "edgecolor": "none",
@@ -45,8 +45,7 @@ def draw(run: Run, titles: dict[str, str], directory: Path) -> list[Path]:
         results = [result for result in run.results if result.suite == suite and result.rounds]
         if not results:
             continue
-        figure = figure_class()(figsize=(11, 2.2 + 0.42 * len(results)), layout="constrained")
-        _chart(figure, results)
+        figure = _chart(results)
         figure.suptitle(title, fontweight="bold")
         where = f"{run.environment}{'; a quick run, not to be quoted' if run.quick else ''}"
         figure.supxlabel(fill(where, 150), fontsize=7, color=GREY)
@@ -57,36 +56,45 @@ def draw(run: Run, titles: dict[str, str], directory: Path) -> list[Path]:
     return paths
 
 
-def _chart(figure: Any, results: Sequence[Result]) -> None:
-    """Show what became of each update, or how far targets were reached, or the figures themselves."""
-    if all({"final", "refused", "lost"} <= result.details.keys() for result in results):
+def _chart(results: Sequence[Result]) -> Any:
+    """Show curves, or percentiles, or what became of each update, or how far targets were reached, or the figures."""
+    if any(result.x is not None for result in results):
+        return draw_curves(figure_class(), results)
+    if all({"p99", "p99.9"} <= result.details.keys() for result in results):
+        return draw_percentiles(figure_class(), results)
+    figure = figure_class()(figsize=(11, 2.2 + 0.42 * len(results)), layout="constrained")
+    if all({"asked", "kept", "refused", "lost"} <= result.details.keys() and not result.panel for result in results):
         _fates(figure.subplots(), results)
-        return
+        return figure
     targeted = [result for result in results if result.score is not None]
     if targeted:
         _scores(figure.subplots(), targeted)
-        return
-    units = list(dict.fromkeys(result.unit for result in results))
-    for axes, unit in zip(figure.subplots(len(units), squeeze=False)[:, 0], units, strict=True):
-        _figures(axes, [result for result in results if result.unit == unit], unit)
+        return figure
+    panels = list(dict.fromkeys((result.panel, result.unit) for result in results))
+    heights = [sum((result.panel, result.unit) == panel for result in results) for panel in panels]
+    grid = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (panel, unit) in zip(grid, panels, strict=True):
+        _figures(axes, [result for result in results if (result.panel, result.unit) == (panel, unit)])
+        axes.set_title(panel, fontsize=10, loc="left")
+    return figure
 
 
 def _fates(axes: Any, results: Sequence[Result]) -> None:
-    """Stack what is in the final count, what was refused, and what was lost, in percent of what was asked."""
+    """Stack what was kept, what was refused, and what was lost, in percent of what was asked for."""
     rows = [result.row for result in results]
-    asked = sum(results[0].details[key] for key in ("final", "refused", "lost"))
     left = [0.0] * len(rows)
-    parts = (("final", "in the final count", BLUE), ("refused", "refused: its caller knows", ORANGE))
+    parts = (("kept", "kept", BLUE), ("refused", "refused: its caller knows", ORANGE))
     for key, label, colour in (*parts, ("lost", "lost: nobody knows", RED)):
-        shares = [100 * result.details[key] / asked for result in results]
+        shares = [100 * result.details[key] / result.details["asked"] for result in results]
         axes.barh(rows, shares, left=left, label=label, color=colour)
         left = [before + share for before, share in zip(left, shares, strict=True)]
     for position, result in enumerate(results):
-        text = f"{number(result.details['lost'])} lost, {number(result.figure)} updates/s"
+        text = f"{_lost(result)}; {number(result.figure)}/s"
         axes.text(101, position, text, va="center", fontsize=8)
-    axes.set_xlim(0, 135)
+    axes.margins(y=0.01)
+    axes.set_xlim(0, 140)
     axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel(f"% of {number(asked)} increments")
+    axes.set_xlabel("% of the changes that were asked for")
     axes.invert_yaxis()
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -109,19 +117,39 @@ def _scores(axes: Any, results: Sequence[Result]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _figures(axes: Any, results: Sequence[Result], unit: str) -> None:
-    """Show the medians, with whiskers from the least to the greatest round."""
+def _figures(axes: Any, results: Sequence[Result]) -> None:
+    """Show the medians, with whiskers from the least to the greatest round; others than dgents in grey."""
     figures = [result.figure for result in results]
     below = [result.figure - result.low for result in results]
     above = [result.high - result.figure for result in results]
-    axes.barh([result.row for result in results], figures, xerr=[below, above], color=BLUE, ecolor=GREY)
+    axes.barh([result.row for result in results], figures, xerr=[below, above], color=_colours(results), ecolor=BLACK)
     for position, result in enumerate(results):
-        axes.text(result.high * 1.05, position, number(result.figure), va="center", fontsize=8)
-    if min(figures) > 0 and max(figures) / min(figures) > 50:
+        lost = f"; {_lost(result)}" if result.details.get("lost") else ""
+        axes.text(result.high * 1.05, position, f"{number(result.figure)}{lost}", va="center", fontsize=8)
+    low, high = min(figures), max(figures)
+    if low > 0 and high / low > 50:
         axes.set_xscale("log")
-    axes.set_xlabel(f"{unit} (median, min to max; {results[0].better} is better)")
+        axes.set_xlim(low / 3, high * 5)
+    else:
+        axes.set_xlim(0, high * 1.2)
+    axes.xaxis.set_major_formatter(lambda value, position: number(value))
+    axes.margins(y=0.02)
+    axes.set_xlabel(f"{results[0].unit} (median, min to max; {results[0].better} is better)")
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _colours(results: Sequence[Result]) -> list[str]:
+    """Return blue for dgents, red for what loses updates, grey for the rest; blue for all where dgents is alone."""
+    alone = not any(result.row.startswith("dgents") for result in results)
+    return [
+        RED if result.details.get("lost") else BLUE if alone or result.row.startswith("dgents") else GREY
+        for result in results
+    ]
+
+
+def _lost(result: Result) -> str:
+    return f"{number(result.details['lost'])} of {number(result.details['asked'])} lost"
 
 
 def _against(result: Result) -> str:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dgents.benchmarks.measure import growth
 from dgents.benchmarks.result import Result, Run
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]
@@ -27,9 +28,50 @@ def number(value: float | None) -> str:
     return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def table(title: str, results: Sequence[Result]) -> Table:
-    """Return the rows of one suite."""
-    return _filled(title, results, _columns(results))
+def tables(title: str, results: Sequence[Result], *, quick: bool = False) -> list[Table]:
+    """Return the tables of one suite: one a panel, or one altogether; curves have a column for each x."""
+    found = []
+    for panel in dict.fromkeys(result.panel for result in results):
+        rows = [result for result in results if result.panel == panel]
+        heading = f"{title}: {panel}" if panel else title
+        for unit in dict.fromkeys(result.unit for result in rows if result.x is not None):
+            found.append(curves(f"{heading}, {unit}", [result for result in rows if result.unit == unit]))
+        alone = [result for result in rows if result.x is None]
+        if alone:
+            found.append(table(heading, alone, quick=quick))
+    return found
+
+
+def table(title: str, results: Sequence[Result], *, quick: bool = False) -> Table:
+    """Return the rows of one panel; a quick run is too short to say whether a target is reached."""
+    columns = _columns(results)
+    if quick:
+        del columns["target"], columns["reached"]
+    return _filled(title, [result.row for result in results], results, columns)
+
+
+def curves(title: str, results: Sequence[Result]) -> Table:
+    """Return a row for each curve, a column for each x, and how fast the figure grows with x."""
+    shown = _table(title)
+    places = sorted({result.x for result in results if result.x is not None})
+    for place in places:
+        shown.add_column(number(place), justify="right")
+    shown.add_column("growth", justify="right")
+    for row, points in by_row(results).items():
+        figures = {x: number(y) for x, y in points}
+        exponent = growth(points)
+        cells = [figures.get(place, "-") for place in places]
+        shown.add_row(row, *cells, "-" if exponent is None else f"x^{exponent:+.2f}")
+    return shown
+
+
+def by_row(results: Sequence[Result]) -> dict[str, list[tuple[float, float]]]:
+    """Return the points of each curve, by the row's name."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for result in results:
+        if result.x is not None:
+            found.setdefault(result.row, []).append((result.x, result.figure))
+    return found
 
 
 def _columns(results: Sequence[Result]) -> dict[str, Cell]:
@@ -82,7 +124,8 @@ def changes(old: Run, new: Run) -> Table:
         "ratio before": if_known(lambda was, now: _times(was.ratio)),
         "ratio now": lambda now: _times(now.ratio),
     }
-    return _filled(f"Change since {old.environment.date}", new.results, columns)
+    names = [result.name for result in new.results]
+    return _filled(f"Change since {old.environment.date}", names, new.results, columns)
 
 
 def change(was: Result, now: Result) -> float:
@@ -103,10 +146,13 @@ def show(console: Console, run: Run, titles: dict[str, str]) -> None:
     """Print a table for each suite, and where it was measured."""
     for suite, title in titles.items():
         results = [result for result in run.results if result.suite == suite]
-        if results:
-            console.print(table(title, results))
+        for one in tables(title, results, quick=run.quick):
+            console.print(one)
     if run.results:
         console.print(str(run.environment), style="dim", highlight=False)
+        if {"peers", "writers", "limits"} & {result.suite for result in run.results} and run.environment.peers:
+            peers = ", ".join(f"{name} {version}" for name, version in run.environment.peers.items())
+            console.print(f"peers: {peers}", style="dim", highlight=False)
     if run.quick and run.results:
         console.print("A quick run: too short for its figures to be quoted.", style="dim")
 
@@ -124,10 +170,12 @@ def progress(console: Console) -> Iterator[OnProgress]:
         yield on_progress
 
 
-def _filled(title: str, results: Sequence[Result], columns: dict[str, Cell]) -> Table:
-    """Return a table of ``results``; columns that no row fills are left out, and cells without content get "-"."""
-    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0)
-    shown.add_column("", overflow="fold", min_width=18)
+def _filled(title: str, rows: Sequence[str], results: Sequence[Result], columns: dict[str, Cell]) -> Table:
+    """Return a table of ``results``, which are called ``rows``.
+
+    Columns that no row fills are left out, and cells without content get "-".
+    """
+    shown = _table(title)
     filled = []
     for heading, cell in columns.items():
         cells = [cell(result) for result in results]
@@ -135,8 +183,14 @@ def _filled(title: str, results: Sequence[Result], columns: dict[str, Cell]) -> 
             filled.append(cells)
             words = heading in ("peer", "note")  # these may be folded
             shown.add_column(heading, justify="left" if words else "right", no_wrap=not words)
-    for row, result in enumerate(results):
-        shown.add_row(result.row, *(cells[row] or "-" for cells in filled))
+    for number, row in enumerate(rows):
+        shown.add_row(row, *(cells[number] or "-" for cells in filled))
+    return shown
+
+
+def _table(title: str) -> Table:
+    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0)
+    shown.add_column("", overflow="fold", min_width=18)
     return shown
 
 

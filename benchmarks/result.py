@@ -19,6 +19,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         ratio: the median of the rounds' own ratios of ours to the peer's, not the ratio of the medians.
         target: what the ratio is to reach; what the figure is to reach where there is no peer.
         better: which way is good; with ``"lower"`` the target is not to be exceeded.
+        panel: which table and picture of its suite it belongs to; with ``x``, what ``x`` counts.
+        x: where on a curve it lies. The rows of one panel and name are a curve.
         details: further columns, by their heading.
         note: what a reader has to know about this row; why there is no figure, where ``rounds`` is 0.
     """
@@ -35,13 +37,21 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float | None = None
     target: float | None = None
     better: Literal["higher", "lower"] = "higher"
+    panel: str = ""
+    x: float | None = None
     details: dict[str, float] = {}
     note: str = ""
 
     @property
-    def identity(self) -> tuple[str, str, str | None]:
+    def identity(self) -> tuple[str, str, str, float | None, str, str | None]:
         """What makes two results of different runs the same row."""
-        return self.suite, self.row, self.peer
+        return self.suite, self.panel, self.row, self.x, self.unit, self.peer
+
+    @property
+    def name(self) -> str:
+        """What it is called where it stands alone: "SQLite; tasks: 1,000"."""
+        where = self.panel if self.x is None else f"{self.panel}: {self.x:,.0f}"
+        return f"{self.row}; {where}" if where else self.row
 
     @property
     def reached(self) -> bool | None:

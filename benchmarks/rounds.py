@@ -19,6 +19,8 @@ from dgents.benchmarks.states import profile
 MakePeer: TypeAlias = Callable[[], Peer]
 Round: TypeAlias = Callable[[Path], Awaitable[Sample]]
 
+_READERS = 100
+
 
 def loads(make: MakePeer, count: int, state: Any) -> Round:
     """Load ``count`` times; the last copy must equal what was saved."""
@@ -39,10 +41,10 @@ def loads(make: MakePeer, count: int, state: Any) -> Round:
     return round
 
 
-def saves(make: MakePeer, count: int, *, tasks: int = 1) -> Round:
+def saves(make: MakePeer, count: int, *, tasks: int = 1, reopens: bool = True) -> Round:
     """Save ``count`` times, from each of ``tasks`` tasks its share, to a key of its own.
 
-    The last state of each key must be there when everything was closed and is opened again.
+    The last state of each key must be there, with ``reopens`` when everything was closed and is opened again.
     """
     each = count // tasks
 
@@ -55,40 +57,77 @@ def saves(make: MakePeer, count: int, *, tasks: int = 1) -> Round:
             await run_tasks(_saving(peer.save, each, tasks, latencies), tasks)
             seconds = perf_counter() - started
             details = _commits(peer)
+            found = None if reopens else await _visits(peer, tasks)
         finally:
             await peer.close()
-        found = await _reopened(make(), directory, tasks)
         return Sample(
             operations=each * tasks,
             seconds=seconds,
             latencies=latencies,
             expected=[each] * tasks,
-            found=found,
+            found=await _reopened(make(), directory, tasks) if reopens else found,
             details=details,
         )
 
     return round
 
 
-def increments(make: MakePeer, tasks: int, each: int, *, keys: int = 1, initial: Any = None) -> Round:
-    """Increment ``each`` times from each of ``tasks`` tasks; every one of them must be in the sum.
+def timed_loads(make: MakePeer, tasks: int, each: int) -> Round:
+    """Load ``each`` times from each of ``tasks`` tasks, and record latencies; the last copy must be what was saved."""
 
-    Task n increments key n modulo ``keys``. No latencies: it would distort what takes less than a microsecond.
+    async def round(directory: Path) -> Sample:
+        peer, state = make(), profile()
+        await peer.setup(directory, state)
+        latencies: list[float] = []
+        try:
+            started = perf_counter()
+            await run_tasks(_timed(peer.load, each, tasks, 1, latencies), tasks)
+            seconds = perf_counter() - started
+            found = await peer.load()
+        finally:
+            await peer.close()
+        return Sample(operations=tasks * each, seconds=seconds, latencies=latencies, expected=state, found=found)
+
+    return round
+
+
+def increments(
+    make: MakePeer,
+    tasks: int,
+    each: int,
+    *,
+    keys: int = 1,
+    initial: Any = None,
+    timed: bool = False,
+    reopens: bool = False,
+) -> Round:
+    """Increment ``each`` times from each of ``tasks`` tasks, the keys in turn; every one of them must be in the sums.
+
+    Args:
+        timed: record latencies, which distorts what takes less than a microsecond.
+        reopens: count after everything was closed and opened again.
     """
 
     async def round(directory: Path) -> Sample:
         peer = make()
         await peer.setup(directory, profile() if initial is None else initial, keys)
+        latencies: list[float] = []
         try:
-            work = _plain(peer.increment, each, keys)
+            plain = _plain(peer.increment, each, tasks, keys)
+            work = _timed(peer.increment, each, tasks, keys, latencies) if timed else plain
             started = perf_counter()
             await run_tasks(work, tasks)
             seconds = perf_counter() - started
-            found = await _visits(peer, keys)
+            found = None if reopens else await _visits(peer, keys)
         finally:
             await peer.close()
-        expected = [tasks * each // keys] * keys
-        return Sample(operations=tasks * each, seconds=seconds, expected=expected, found=found)
+        return Sample(
+            operations=tasks * each,
+            seconds=seconds,
+            latencies=latencies,
+            expected=_shares(tasks * each, keys),
+            found=await _reopened(make(), directory, keys) if reopens else found,
+        )
 
     return round
 
@@ -107,7 +146,7 @@ def durable_increments(
         await dgent.setup(directory, profile(), keys)
         latencies: list[float] = []
         try:
-            work = _timed(dgent.increment, each, keys, latencies)
+            work = _timed(dgent.increment, each, tasks, keys, latencies)
             started = perf_counter()
             await run_tasks(work, tasks)
             seconds = perf_counter() - started
@@ -140,23 +179,24 @@ def _saving(operation: Operation, each: int, keys: int, latencies: list[float]) 
     return work
 
 
-def _plain(operation: Operation, each: int, keys: int) -> Callable[[int], Awaitable[None]]:
+def _plain(operation: Operation, each: int, tasks: int, keys: int) -> Callable[[int], Awaitable[None]]:
     async def work(number: int) -> None:
         if keys == 1:
             for _ in range(each):
                 await operation()
         else:
-            key = number % keys
-            for _ in range(each):
-                await operation(key)
+            for turn in range(number, tasks * each, tasks):
+                await operation(turn % keys)
 
     return work
 
 
-def _timed(operation: Operation, each: int, keys: int, latencies: list[float]) -> Callable[[int], Awaitable[None]]:
+def _timed(
+    operation: Operation, each: int, tasks: int, keys: int, latencies: list[float]
+) -> Callable[[int], Awaitable[None]]:
     async def work(number: int) -> None:
-        key = () if keys == 1 else (number % keys,)
-        for _ in range(each):
+        for turn in range(number, tasks * each, tasks):
+            key = () if keys == 1 else (turn % keys,)
             started = perf_counter()
             await operation(*key)
             latencies.append(perf_counter() - started)
@@ -164,10 +204,23 @@ def _timed(operation: Operation, each: int, keys: int, latencies: list[float]) -
     return work
 
 
+def _shares(operations: int, keys: int) -> list[int]:
+    """Return how many of the operations, which take the keys in turn, each key gets."""
+    return [operations // keys + (key < operations % keys) for key in range(keys)]
+
+
 async def _visits(peer: Peer, keys: int) -> list[int]:
     """Read how often each key was incremented."""
-    states = [await (peer.load() if keys == 1 else peer.load(key)) for key in range(keys)]
-    return [state if isinstance(state, int) else state["visits"] for state in states]
+    found = [0] * keys
+    readers = min(keys, _READERS)
+
+    async def read(number: int) -> None:
+        for key in range(number, keys, readers):
+            state = await (peer.load() if keys == 1 else peer.load(key))
+            found[key] = state if isinstance(state, int) else state["visits"]
+
+    await run_tasks(read, readers)
+    return found
 
 
 async def _reopened(peer: Peer, directory: Path, keys: int) -> list[int]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
+from time import monotonic
 
 import anyio
 from rich.console import Console
 
 from dgents.benchmarks import plot as plots
-from dgents.benchmarks.bench import Bench
+from dgents.benchmarks.bench import Bench, OutOfTime
 from dgents.benchmarks.environment import environment
 from dgents.benchmarks.measure import VerificationError
 from dgents.benchmarks.report import changes, progress, show
 from dgents.benchmarks.result import Result, Run
 from dgents.benchmarks.suites import Suite, find
+
+QUICK_SECONDS = 100.0  # for all suites of a quick run together; what is under way when they are up is finished
 
 
 def run(
@@ -64,14 +68,17 @@ def run_suites(
     before = None if compare is None else Run.read(compare)
     if plot is not None:
         plots.figure_class()
+        plot.mkdir(parents=True, exist_ok=True)
     if json is not None:
         json.open("ab").close()
     results, failures = [], []
     with tempfile.TemporaryDirectory(prefix=".dgents-bench-", dir=Path.cwd()) as scratch:
         where = environment(Path(scratch))
-        for suite in chosen:
+        end = monotonic() + (QUICK_SECONDS if quick else inf)
+        for left, suite in zip(range(len(chosen), 0, -1), chosen, strict=True):
+            share = (end - monotonic()) / left  # what one suite leaves over is the others'
             try:
-                results += measured(suite, Path(scratch), quick, console)
+                results += measured(suite, Path(scratch), quick, console, share)
             except VerificationError as error:
                 failures.append(f"{suite.NAME}: no figures, because a result could not be verified: {error}")
     done = Run(where, results, quick)
@@ -89,16 +96,19 @@ def run_suites(
     return 1 if failures else 0
 
 
-def measured(suite: Suite, scratch: Path, quick: bool, console: Console) -> list[Result]:
-    """Run one suite and return its rows.
+def measured(suite: Suite, scratch: Path, quick: bool, console: Console, seconds: float = inf) -> list[Result]:
+    """Run one suite and return its rows: those that ``seconds`` were enough for.
 
     Raises:
         VerificationError: one of its results is wrong; then none of them counts.
     """
     with progress(console) as on_progress:
-        bench = Bench(suite.NAME, scratch, quick=quick, on_progress=on_progress)
-        if inspect.iscoroutinefunction(suite.run):
-            anyio.run(suite.run, bench)
-        else:
-            suite.run(bench)
+        bench = Bench(suite.NAME, scratch, quick=quick, seconds=seconds, on_progress=on_progress)
+        try:
+            if inspect.iscoroutinefunction(suite.run):
+                anyio.run(suite.run, bench)
+            else:
+                suite.run(bench)
+        except OutOfTime:
+            console.print(f"{suite.NAME}: its time is up; a quick run leaves out the rest of its rows", style="dim")
     return bench.results

@@ -78,13 +78,12 @@ def run(bench: Bench) -> None:
         Contender(entry.name, peer_round(entry, make, tasks, bench.some(entry.each))) for entry, make in present
     ]
     bench.expect(len(contenders))
-    measured = bench.measure(*contenders)
+    measured = bench.measure(*contenders, warm_up=not bench.quick)
     samples = {entry.name: found for (entry, _), found in zip(present, measured, strict=True)}
     ours: list[float] = []
     for entry in ENTRIES:
-        row = f"{entry.name} ({'disk' if entry.durable else 'memory'})"
         if entry.name not in samples:
-            bench.absent(row, UNIT, MISSING)
+            bench.absent(entry.name, UNIT, MISSING)
             continue
         rates = [sample.rate for sample in samples[entry.name]]
         details = {
@@ -95,7 +94,8 @@ def run(bench: Bench) -> None:
             ours = rates
         else:
             details["dgents/this"] = median_ratio(ours, rates)
-        bench.row(row, rates, UNIT, details=details, note="" if entry.safe else "loses updates")
+        panel = "each waits for the disk" if entry.durable else "in memory"
+        bench.row(entry.name, rates, UNIT, panel=panel, details=details, note="" if entry.safe else "loses updates")
 
 
 def maker(entry: Entry) -> MakePeer | None:

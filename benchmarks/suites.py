@@ -13,7 +13,9 @@ MODULES = {
     "lost-updates": "dgents.benchmarks.lost_updates",
     "limits": "dgents.benchmarks.limits",
     "durability": "dgents.benchmarks.durability",
+    "latency": "dgents.benchmarks.latency",
     "throughput": "dgents.benchmarks.throughput",
+    "scale": "dgents.benchmarks.scale",
     "writers": "dgents.benchmarks.writers",
     "peers": "dgents.benchmarks.side_by_side",
 }

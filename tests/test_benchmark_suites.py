@@ -91,7 +91,7 @@ def test_what_is_not_installed_says_how_to_install_it(bench: Bench, monkeypatch:
 
     present, absent = bench.results
     assert present.rounds == 1
-    assert (absent.row, absent.rounds, absent.note) == ("a peer (memory)", 0, side_by_side.MISSING)
+    assert (absent.row, absent.rounds, absent.note) == ("a peer", 0, side_by_side.MISSING)
     assert list(table("t", bench.results).columns[1].cells)[1] == "-"
 
 

@@ -16,24 +16,26 @@ import msgspec
 import pytest
 from rich.console import Console
 
+import dgents.benchmarks.run
 from dgents.benchmarks import plot, suites
 from dgents.benchmarks.bench import Bench
 from dgents.benchmarks.environment import Environment, environment
-from dgents.benchmarks.lost_updates import Tally
 from dgents.benchmarks.measure import (
     Contender,
     Sample,
     VerificationError,
+    growth,
     interleave,
     median_ratio,
     percentile,
     percentiles,
     spread,
 )
-from dgents.benchmarks.report import changes, number, table, verdict
+from dgents.benchmarks.report import changes, number, table, tables, verdict
 from dgents.benchmarks.result import Result, Run
 from dgents.benchmarks.run import run, run_suites
 from dgents.benchmarks.states import SIZES, profile, sized
+from dgents.benchmarks.tally import Tally
 
 SOMEWHERE = Environment("a processor", 2, "Linux", "CPython 3.11", {"dgents": "0.1"}, "ext4", "2026-01-01")
 
@@ -104,6 +106,16 @@ def test_the_ratio_is_that_of_the_pairs_so_that_drift_cancels() -> None:
     ours, peers = [200.0, 20.0, 100.0], [100.0, 10.0, 50.0]
 
     assert median_ratio(ours, peers) == 2.0
+
+
+@pytest.mark.parametrize(("power", "expected"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (-1.0, -1.0)])
+def test_the_growth_of_a_curve_is_its_exponent(power: float, expected: float) -> None:
+    assert growth([(x, 7 * x**power) for x in (1, 10, 1_000)]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("curve", [[], [(10.0, 1.0)], [(10.0, 1.0), (10.0, 2.0)], [(1.0, 0.0), (2.0, 3.0)]])
+def test_a_single_point_has_no_growth(curve: list[tuple[float, float]]) -> None:
+    assert growth(curve) is None
 
 
 def test_rounds_alternate_and_the_warm_up_is_not_counted(tmp_path: Path) -> None:
@@ -270,8 +282,63 @@ def test_a_comparison_shows_the_change_of_each_row_and_which_are_new() -> None:
     assert "new" in shown
 
 
+def test_a_panel_of_curves_has_a_column_for_each_x_and_its_growth() -> None:
+    curve = [result(panel="actors", x=x, figure=5.0 * x, row="memory") for x in (1.0, 100.0)]
+    other = result(panel="tasks", row="alone")
+
+    shown = [text_of(one) for one in tables("T", [*curve, other])]
+
+    assert [text.splitlines()[0].strip() for text in shown] == ["T: actors, /s", "T: tasks"]
+    assert shown[0].split() == [
+        "T:",
+        "actors,",
+        "/s",
+        "1",
+        "100",
+        "growth",
+        *shown[0].split()[6:7],
+        "memory",
+        "5",
+        "500",
+        "x^+1.00",
+    ]
+
+
+def test_a_quick_run_does_not_say_what_it_can_not_know() -> None:
+    rows = [result(ratio=2.0, target=1.0, peer="p")]
+
+    assert "target" in text_of(tables("T", rows)[0])
+    assert "target" not in text_of(tables("T", rows, quick=True)[0])
+
+
+def test_a_suite_whose_time_is_up_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dgents.benchmarks.run, "QUICK_SECONDS", 0.0)
+
+    def work(bench: Bench) -> None:
+        bench.row("counted", [1.0], "/s")
+        bench.measure(contender())
+        raise AssertionError("it went on")
+
+    status, shown = run_fake(work)
+
+    assert status == 0
+    assert "counted" in shown
+    assert "its time is up" in shown
+
+
+def test_curves_and_percentiles_are_drawn(tmp_path: Path) -> None:
+    shares = {"p99": 20.0, "p99.9": 3_000.0}
+    curve = [result(panel="actors", x=x, row=row) for x in (1.0, 10.0) for row in ("a", "b")]
+    rows = [*curve, result(suite="t", panel="load", details=shares), result(suite="t", panel="save", details=shares)]
+
+    paths = plot.draw(Run(SOMEWHERE, rows), {"s": "S", "t": "T"}, tmp_path)
+
+    assert [path.name for path in paths] == ["s.png", "s.svg", "t.png", "t.svg"]
+    assert "log scale" in (tmp_path / "s.svg").read_text()
+
+
 def test_pictures_are_drawn_as_png_and_svg(tmp_path: Path) -> None:
-    fates = {"final": 3.0, "refused": 1.0, "lost": 0.0}
+    fates = {"asked": 4.0, "kept": 3.0, "refused": 1.0, "lost": 0.0}
     rows = [result(), result(suite="t", ratio=2.0, target=1.0, peer="p"), result(suite="u", details=fates)]
 
     paths = plot.draw(Run(SOMEWHERE, rows), {"s": "S", "t": "T", "u": "U", "empty": "E"}, tmp_path / "plots")

