@@ -289,19 +289,8 @@ def test_a_panel_of_curves_has_a_column_for_each_x_and_its_growth() -> None:
     shown = [text_of(one) for one in tables("T", [*curve, other])]
 
     assert [text.splitlines()[0].strip() for text in shown] == ["T: actors, /s", "T: tasks"]
-    assert shown[0].split() == [
-        "T:",
-        "actors,",
-        "/s",
-        "1",
-        "100",
-        "growth",
-        *shown[0].split()[6:7],
-        "memory",
-        "5",
-        "500",
-        "x^+1.00",
-    ]
+    assert shown[0].split()[3:6] == ["1", "100", "growth"]
+    assert shown[0].split()[-4:] == ["memory", "5", "500", "x^+1.00"]
 
 
 def test_a_quick_run_does_not_say_what_it_can_not_know() -> None:
