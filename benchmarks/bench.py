@@ -68,7 +68,7 @@ class Bench:
         return quick if quick is not None else max(1, count // 10)
 
     def measure(self, *contenders: Contender, warm_up: bool = True) -> list[list[Sample]]:
-        """Return the verified samples of each contender, round by round.
+        """Return the verified samples of each contender, round by round; a quick run doesn't warm up.
 
         Raises:
             VerificationError: one of them did not do its work.
@@ -76,7 +76,7 @@ class Bench:
         """
         if monotonic() > self._deadline:
             raise OutOfTime
-        return interleave(contenders, self.rounds, self.scratch, self._advance, warm_up=warm_up)
+        return interleave(contenders, self.rounds, self.scratch, self._advance, warm_up=warm_up and not self.quick)
 
     def compare(
         self,

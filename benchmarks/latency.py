@@ -30,7 +30,7 @@ def run(bench: Bench) -> None:
 def _row(bench: Bench, store: Store, call: str, tasks: int, panel: str) -> None:
     each = max(bench.some(store.alone if tasks == 1 else store.updates) // tasks, 1)
     round = store.round(call, tasks, each, timed=True)
-    (samples,) = bench.measure(Contender(store.name, round), warm_up=not bench.quick)
+    (samples,) = bench.measure(Contender(store.name, round))
     usual = [percentile(sample.latencies, 0.5) * 1e6 for sample in samples]
     latencies = [latency for sample in samples for latency in sample.latencies]
     shares = {"p99": 0.99, "p99.9": 0.999}

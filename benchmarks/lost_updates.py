@@ -109,7 +109,7 @@ def run(bench: Bench) -> None:
             contenders.append(Contender(name, two_processes_round(agent, TASKS, each)))
         bench.expect(len(contenders))
         for contender in contenders:
-            (samples,) = bench.measure(contender, warm_up=not bench.quick)
+            (samples,) = bench.measure(contender)
             _add(bench, contender.name, samples)
     for name, note in (("Redis", no_redis), ("PostgreSQL", no_postgres)):
         if note:

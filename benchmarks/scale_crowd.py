@@ -29,13 +29,14 @@ CURVES = {RESIDENT: "bytes", ADDRESSABLE: "bytes", **dict.fromkeys(TIMED, "µs")
 ENOUGH = 1_000  # actors altogether, at least
 LOADS = 10_000
 SOME = 100  # actors, which stay in the caches of the processor
+MANY = 100  # the runtime's own share is small among so many
 WEIGHABLE = 1_000  # the memory of fewer actors drowns in the grain of what the system gives out
 ACTIVE_SHARE = 10
 _NO_HURRY = 3_600.0  # seconds to close; a million actors take more than the default
 
 
 async def spawned(count: int) -> Sample:
-    """Spawn ``count`` actors, load from some of them at random, then ask each one once."""
+    """Spawn ``count`` actors, have each one count to one, and load from some of them at random."""
     repeats = max(1, ENOUGH // count)
     loads = max(LOADS // repeats // SOME, 1) * SOME
     agent: dgents.VolatileAgent[int] = dgents.VolatileAgent(0)
@@ -53,22 +54,26 @@ async def spawned(count: int) -> Sample:
                 gc.collect()
                 total["bytes"] += resident_bytes() - before
             total["tasks"] += len(asyncio.all_tasks()) - tasks
-            any_of_them = [runtime.get(f"user/{random.randrange(count)}") for _ in range(loads)]
-            seconds[LOAD_ANY] += await _loading(any_of_them)
-            seconds[LOAD_SOME] += await _loading(any_of_them[:SOME] * (loads // SOME))
             total["answers"] += await _answers(runtime.get(f"user/{number}") for number in range(count))
+            any_of_them = [runtime.get(f"user/{random.randrange(count)}") for _ in range(loads)]
+            for curve, refs in ((LOAD_ANY, any_of_them), (LOAD_SOME, any_of_them[:SOME] * (loads // SOME))):
+                started = perf_counter()
+                total["unlike"] += loads - await _loading(refs)
+                seconds[curve] += perf_counter() - started
             closing = perf_counter()
         seconds[CLOSE] += perf_counter() - closing
     everyone = repeats * count
-    details = {name: each / everyone * 1e6 for name, each in seconds.items()}
-    details |= {name: seconds[name] / (repeats * loads) * 1e6 for name in (LOAD_SOME, LOAD_ANY)}
+    details = {name: seconds[name] / (repeats * loads) * 1e6 for name in (LOAD_SOME, LOAD_ANY)}
+    details[SPAWN] = seconds[SPAWN] / everyone * 1e6
+    if count >= MANY:
+        details[CLOSE] = seconds[CLOSE] / everyone * 1e6
     if count >= WEIGHABLE:
         details[RESIDENT] = total["bytes"] / everyone
     return _sample(everyone, seconds[SPAWN], total, details)
 
 
 async def virtual(count: int) -> Sample:
-    """Activate ``count`` virtual actors, ask each one once, then activate others in the place of some of them."""
+    """Activate ``count`` virtual actors, have each one count to one, then activate others in the place of some."""
     repeats = max(1, ENOUGH // count)
     total: Counter[str] = Counter()
     activation = in_place = 0.0
@@ -76,13 +81,14 @@ async def virtual(count: int) -> Sample:
     for _ in range(repeats):
         async with dgents.Runtime(shutdown_timeout=_NO_HURRY) as runtime:
             agent: dgents.VolatileAgent[int] = dgents.VolatileAgent(0)
-            runtime.register("user", lambda key, agent=agent: agent, max_active=count)  # type: ignore[misc]
+            runtime.register("user", lambda key, agent=agent: agent, max_active=count + 1)  # type: ignore[misc]
+            await runtime.ref("user/first").load()
             tasks = len(asyncio.all_tasks())
             activation += await _touching(runtime, range(count))
             total["answers"] += await _answers(runtime.ref(f"user/{number}") for number in range(count))
             in_place += await _touching(runtime, range(count, count + others))
             total["tasks"] += len(asyncio.all_tasks()) - tasks
-            total["crowded"] += len(runtime.names()) > count
+            total["crowded"] += len(runtime.names()) > count + 1
     everyone = repeats * count
     details = {ACTIVATION: activation / everyone * 1e6, IN_PLACE: in_place / (repeats * others) * 1e6}
     return _sample(everyone, activation, total, details)
@@ -107,11 +113,12 @@ async def addressable(count: int) -> Sample:
     return _sample(count, seconds, total, details)
 
 
-async def _loading(refs: list[Any]) -> float:
-    started = perf_counter()
+async def _loading(refs: Iterable[Any]) -> int:
+    """Load from each of these, and return the sum."""
+    loaded = 0
     for ref in refs:
-        await ref.load()
-    return perf_counter() - started
+        loaded += await ref.load()
+    return loaded
 
 
 async def _touching(runtime: dgents.Runtime, numbers: Iterable[int]) -> float:
@@ -134,8 +141,9 @@ def _next(visits: int) -> int:
 
 
 def _sample(everyone: int, seconds: float, total: Counter[str], details: dict[str, float]) -> Sample:
-    found = {"answers": total["answers"], "tasks": total["tasks"], "crowded": total["crowded"]}
-    expected = {"answers": everyone, "tasks": 0, "crowded": 0}
+    """Return the sample of a crowd: all answered, loads gave what they should, no task, no more than the cap."""
+    expected = {"answers": everyone, "unlike": 0, "tasks": 0, "crowded": 0}
+    found = {name: total[name] for name in expected}
     return Sample(operations=everyone, seconds=seconds, expected=expected, found=found, details=details)
 
 

@@ -78,7 +78,7 @@ def run(bench: Bench) -> None:
         Contender(entry.name, peer_round(entry, make, tasks, bench.some(entry.each))) for entry, make in present
     ]
     bench.expect(len(contenders))
-    measured = bench.measure(*contenders, warm_up=not bench.quick)
+    measured = bench.measure(*contenders)
     samples = {entry.name: found for (entry, _), found in zip(present, measured, strict=True)}
     ours: list[float] = []
     for entry in ENTRIES:
@@ -110,6 +110,11 @@ def maker(entry: Entry) -> MakePeer | None:
             raise
         return None
     return make
+
+
+def installed(name: str) -> MakePeer | None:
+    """Return what makes the peer of that name in `ENTRIES`; None if what it needs is not installed."""
+    return maker(next(entry for entry in ENTRIES if entry.name == name))
 
 
 def peer_round(entry: Entry, make: MakePeer, tasks: int, each: int) -> Callable[[Path], Awaitable[Sample]]:

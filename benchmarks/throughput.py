@@ -47,6 +47,6 @@ def run(bench: Bench) -> None:
 def _point(bench: Bench, store: Store, panel: str, x: int, work: int, *, tasks: int, **options: Any) -> None:
     round = store.round("update", tasks, max(bench.some(work) // tasks, 1), **options)
     rounds, bench.rounds = bench.rounds, min(bench.rounds, 2) if x >= SLOW else bench.rounds
-    (samples,) = bench.measure(Contender(store.name, round), warm_up=x < SLOW and not bench.quick)
+    (samples,) = bench.measure(Contender(store.name, round), warm_up=x < SLOW)
     bench.rounds = rounds
     bench.row(store.name, [sample.rate for sample in samples], UNIT, panel=panel, x=x)

@@ -61,6 +61,10 @@ class EventSourced:
     async def increment(self, key: int = 0) -> None:
         await self._run(self._change, key, "increment")
 
+    async def increment_many(self, count: int) -> None:
+        """Append so many events in one save."""
+        await self._run(self._change_often, count)
+
     async def close(self) -> None:
         await self._run(self._application.close)
 
@@ -76,6 +80,12 @@ class EventSourced:
                 return
             except IntegrityError:
                 continue
+
+    def _change_often(self, count: int) -> None:
+        aggregate = self._get(0)
+        for _ in range(count):
+            aggregate.increment()
+        self._application.save(aggregate)
 
     async def _run(self, function: Any, *args: Any) -> Any:
         return await anyio.to_thread.run_sync(function, *args, limiter=self._one_at_a_time)

@@ -13,7 +13,7 @@ import msgspec
 from dgents.benchmarks.states import State
 
 _HEADER = struct.Struct("<II")  # key, length
-_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 class RawJournal:
@@ -38,8 +38,8 @@ class RawJournal:
         return state
 
     async def save(self, state: State, key: int = 0) -> None:
-        os.write(self._fd, _framed(state, key))
-        _fdatasync(self._fd)
+        os.write(self._fd, framed(state, key))
+        fdatasync(self._fd)
 
     async def increment(self, key: int = 0) -> None:
         state = await self.load(key)
@@ -48,13 +48,14 @@ class RawJournal:
 
     def save_all(self, states: Iterable[tuple[State, int]]) -> None:
         """Save (state, key) pairs with one fdatasync."""
-        os.write(self._fd, b"".join(_framed(state, key) for state, key in states))
-        _fdatasync(self._fd)
+        os.write(self._fd, b"".join(framed(state, key) for state, key in states))
+        fdatasync(self._fd)
 
     async def close(self) -> None:
         os.close(self._fd)
 
 
-def _framed(state: State, key: int) -> bytes:
+def framed(state: State, key: int) -> bytes:
+    """Return the record of a state."""
     data = msgspec.msgpack.encode(state)
     return _HEADER.pack(key, len(data)) + data
