@@ -51,7 +51,7 @@ class Entry(msgspec.Struct, array_like=True):
     """What one commit appended: versions, oldest first, and the requests that it answered."""
 
     records: list[Record]
-    requests: list[Request]
+    requests: Sequence[Request]
 
 
 class LogHead(NamedTuple):
@@ -81,12 +81,12 @@ class _Version(msgspec.Struct):
 
 class _Line(msgspec.Struct):
     versions: list[_Version]
-    requests: list[Request]
+    requests: Sequence[Request]
 
 
 class _FirstLine(msgspec.Struct):
     start: int
-    requests: list[Request]
+    requests: Sequence[Request]
 
 
 _parse_line = msgspec.json.Decoder(_Line).decode
@@ -139,7 +139,7 @@ def head_is_whole(content: bytes) -> bool:
     return content.startswith(_MAGIC[:1]) or b"\n" in content
 
 
-def encode_entry(records: Sequence[Record], requests: list[Request], shape: Shape) -> bytes:
+def encode_entry(records: Sequence[Record], requests: Sequence[Request], shape: Shape) -> bytes:
     """Return one commit as bytes to append."""
     if shape.lines:
         versions = b", ".join([_encode_version(record) for record in records])

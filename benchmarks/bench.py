@@ -59,7 +59,7 @@ class Bench:
 
     def expect(self, contenders: int) -> None:
         """Say how many contenders are to come, for the progress bar."""
-        self._total += contenders * (self.rounds + 1)
+        self._total += contenders * (self.rounds + (not self.quick))
 
     def some(self, count: int, quick: int | None = None) -> int:
         """Return how many operations to do: ``count``, or in a quick run ``quick`` (a tenth if left out)."""

@@ -31,6 +31,7 @@ class _Unchecked:
         return "unchecked"
 
 
+_END = 3  # points
 UNCHECKED: Final[Any] = _Unchecked()
 
 
@@ -107,13 +108,14 @@ def percentiles(latencies: Sequence[float]) -> dict[str, float]:
 
 
 def growth(curve: Sequence[tuple[float, float]]) -> float | None:
-    """Return the exponent with which y grows with x along a curve of (x, y), by least squares on logarithms.
+    """Return the exponent with which y grows with x at the end of a curve of (x, y): over its last three points.
 
-    0: it doesn't grow; 1: in proportion; None: there are no two points above 0 to tell.
+    0: it doesn't grow; 1: in proportion; None: there are no two points above 0 to tell. Least squares on logarithms; the
+    beginning of a curve is left out, where what doesn't grow hides what does.
 
     Source: the empirical order of growth, as in McGeoch, A Guide to Experimental Algorithmics (2012).
     """
-    logs = [(math.log(x), math.log(y)) for x, y in curve if x > 0 and y > 0]
+    logs = [(math.log(x), math.log(y)) for x, y in sorted(curve)[-_END:] if x > 0 and y > 0]
     if len({x for x, _ in logs}) < 2:
         return None
     return statistics.linear_regression(*zip(*logs, strict=True)).slope

@@ -52,12 +52,12 @@ def _curves(axes: Any, results: Sequence[Result], style: dict[str, tuple[str, st
     axes.set_yscale("log")
     axes.grid(alpha=0.25)
     places = sorted({result.x for result in results if result.x is not None})
-    axes.set_xticks(places, [number(place) for place in places])
+    axes.set_xticks(places, [_short(place) for place in places])
     axes.minorticks_off()
     low, high = axes.get_ylim()
     middle = (low * high) ** 0.5
     axes.set_ylim(min(low, middle / _LEAST), max(high, middle * _LEAST))
-    axes.yaxis.set_major_formatter(lambda value, position: number(value))
+    axes.yaxis.set_major_formatter(lambda value, position: _short(value))
     axes.set_title(f"{results[0].better} is better", fontsize=8, color=GREY, loc="right")
     axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
@@ -107,3 +107,11 @@ def _time(microseconds: float) -> str:
         if microseconds >= size:
             return f"{number(microseconds / size)} {unit}"
     return f"{number(microseconds)} µs"
+
+
+def _short(value: float) -> str:
+    """Return a figure for an axis: "10k", "1M"."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{number(value / size)}{unit}"
+    return number(value)

@@ -84,19 +84,27 @@ class Staged:
         self.cell = cell
         self.base = 0  # the version that these follow
         self.records: list[Record] = []
-        self.requests: list[Request] = []
+        # Lists only once there is something in them: a busy store makes tens of thousands of these a second.
+        self.requests: list[Request] | tuple[()] = ()
         self.gathering = True
         self.at_once = False  # shared: of a turn that was run in its sender's task
         self.is_open = False
         self.error: DgentError | None = None
-        self._waiters: list[Waiter] = []
-        self._replies: list[tuple[Waiter, Any]] = []
+        self._waiters: list[Waiter] | tuple[()] = ()
+        self._replies: list[tuple[Waiter, Any]] | tuple[()] = ()
 
     def add(self, record: Record) -> None:
         """Append the next version."""
         if not self.records:
             self.base = record.version - 1
         self.records.append(record)
+
+    def remember(self, request: Request) -> None:
+        """Append a request id, which is stored with the records."""
+        if self.requests:
+            self.requests.append(request)
+        else:
+            self.requests = [request]
 
     @property
     def last(self) -> int:
@@ -121,19 +129,25 @@ class Staged:
     def join(self) -> Waiter:
         """Return a waiter for the opening of a gate that is closed; its result is None, or a `Failure`."""
         waiter = self.cell.loop.waiter()
-        self._waiters.append(waiter)
+        if self._waiters:
+            self._waiters.append(waiter)
+        else:
+            self._waiters = [waiter]
         return waiter
 
     def answer(self, waiter: Waiter, reply: Any) -> None:
         """Give ``reply`` to ``waiter`` once the records are durable, or the error if they are refused."""
-        self._replies.append((waiter, reply))
+        if self._replies:
+            self._replies.append((waiter, reply))
+        else:
+            self._replies = [(waiter, reply)]
 
     def absorb(self, other: Staged) -> None:
         """Take over the records of the next one, and those who wait for them."""
         self.records += other.records
-        self.requests += other.requests
-        self._waiters += other._waiters
-        self._replies += other._replies
+        self.requests = [*self.requests, *other.requests]
+        self._waiters = [*self._waiters, *other._waiters]
+        self._replies = [*self._replies, *other._replies]
 
     def open(self) -> None:
         """Let everything out: the records are durable."""
@@ -148,14 +162,14 @@ class Staged:
     def discard(self, error: DgentError) -> None:
         """Forget the replies: another process wrote first, and the turns are run again."""
         self.error = error
-        self._replies = []
+        self._replies = ()
         self._settle()
 
     def _settle(self) -> None:
         if self.cell.gate is self:
             self.cell.gate = None
         waiters, replies, failure = self._waiters, self._replies, self.error and Failure(self.error)
-        self._waiters, self._replies = [], []
+        self._waiters = self._replies = ()
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(failure)

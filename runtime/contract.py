@@ -64,7 +64,7 @@ class Write(msgspec.Struct):
     backend: Backend
     base: int
     records: list[Record]
-    requests: list[Request]
+    requests: Sequence[Request]
     actor: str = ""
 
 

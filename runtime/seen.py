@@ -8,6 +8,7 @@ overwrite a version which the task has not seen.
 from __future__ import annotations
 
 import weakref
+from itertools import islice
 from typing import Any
 
 # One task may hold this many remembered versions; the oldest are forgotten first, and then count as never loaded.
@@ -25,8 +26,10 @@ class Seen(dict[Any, Any]):
     def note(self, key: Any, version: Any) -> None:
         """Remember what was seen last."""
         self[key] = version
-        if len(self) > MOST_REMEMBERED:
-            del self[next(iter(self))]
+        if len(self) > MOST_REMEMBERED:  # many at a time: to find the first one, a dict walks over all it has lost
+            for oldest in list(islice(self, MOST_REMEMBERED // 16)):
+                del self[oldest]
+            self[key] = version  # it may have been among those that came first
 
 
 class SeenByTask(dict[int, Seen]):

@@ -59,7 +59,7 @@ def place(round: Round, **fields: Any) -> Place:
 def test_every_actor_of_a_crowd_answers_and_none_is_a_task(kind: str, count: int, tmp_path: Path) -> None:
     sample = done(crowd(kind, count), tmp_path)
 
-    assert sample.found == {"answers": sample.operations, "tasks": 0, "crowded": 0}
+    assert sample.found == {"answers": sample.operations, "unlike": 0, "tasks": 0, "crowded": 0}
     assert sample.details.keys() <= scale_crowd.CURVES.keys()
 
 
@@ -69,8 +69,10 @@ def test_the_kinds_of_crowds_make_up_all_curves_of_actors(tmp_path: Path) -> Non
     assert {curve for sample in samples for curve in sample.details} == set(scale_crowd.CURVES)
 
 
-def test_the_memory_of_a_few_actors_is_no_figure(tmp_path: Path) -> None:
-    assert scale_crowd.RESIDENT not in done(crowd("spawned", 10), tmp_path).details
+def test_where_the_grain_of_memory_and_the_runtime_itself_would_be_measured_there_is_no_figure(tmp_path: Path) -> None:
+    details = done(crowd("spawned", 10), tmp_path).details
+
+    assert details.keys() == {scale_crowd.SPAWN, scale_crowd.LOAD_SOME, scale_crowd.LOAD_ANY}
 
 
 @pytest.mark.parametrize("kind", scale_crowd.KINDS)
@@ -79,6 +81,16 @@ def test_actors_that_answer_wrongly_give_no_figure(kind: str, tmp_path: Path, mo
 
     with pytest.raises(VerificationError, match="'answers': 0"):
         done(crowd(kind, 1_000), tmp_path)
+
+
+def test_actors_that_load_another_state_give_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def load(ref: Any) -> int:
+        return 2
+
+    monkeypatch.setattr(dgents.Ref, "load", load)
+
+    with pytest.raises(VerificationError, match="'unlike': -"):
+        done(crowd("spawned", 1_000), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["virtual", "addressable"])
@@ -168,8 +180,9 @@ def test_a_history_of_another_length_gives_no_figure(tmp_path: Path, monkeypatch
         done(partial(scale_history.round, 3, 2), tmp_path)
 
 
-def test_vectors_are_found_moved_and_deleted(tmp_path: Path) -> None:
+def test_vectors_are_found_moved_and_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
+    monkeypatch.setattr(scale_index, "WEIGHABLE", 150)
     sample = done(lambda directory: scale_index.index(150), tmp_path)
 
     assert sample.details.keys() == scale_index.CURVES.keys()

@@ -113,6 +113,10 @@ def test_the_growth_of_a_curve_is_its_exponent(power: float, expected: float) ->
     assert growth([(x, 7 * x**power) for x in (1, 10, 1_000)]) == pytest.approx(expected)
 
 
+def test_the_growth_is_that_of_the_end_of_the_curve() -> None:
+    assert growth([(1, 100), (10, 1), (100, 1), (1_000, 1)]) == pytest.approx(0)
+
+
 @pytest.mark.parametrize("curve", [[], [(10.0, 1.0)], [(10.0, 1.0), (10.0, 2.0)], [(1.0, 0.0), (2.0, 3.0)]])
 def test_a_single_point_has_no_growth(curve: list[tuple[float, float]]) -> None:
     assert growth(curve) is None
@@ -184,14 +188,15 @@ def test_a_target_is_for_the_ratio_or_else_for_the_figure(
     assert (result(**fields).reached, result(**fields).score) == (reached, score)
 
 
-def test_progress_counts_warm_ups_and_rounds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("quick", "total"), [(True, 1), (False, 6)])
+def test_progress_counts_rounds_and_warm_ups_which_a_quick_run_has_not(quick: bool, total: int, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    bench = Bench("s", tmp_path, quick=True, on_progress=lambda *now: seen.append(now))
+    bench = Bench("s", tmp_path, quick=quick, on_progress=lambda *now: seen.append(now))
     bench.expect(1)
 
     bench.measure(contender())
 
-    assert seen == [("ours", 1, 2), ("ours", 2, 2)]
+    assert seen == [("ours", done, total) for done in range(1, total + 1)]
 
 
 def test_a_run_survives_its_json(tmp_path: Path) -> None:
