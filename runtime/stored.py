@@ -191,7 +191,7 @@ class StoredTurns(Freshness):
         if len(requests) > MOST_REQUESTS:
             del requests[next(iter(requests))]
         if self.gate is not None:
-            self.gate.requests.append(request)
+            self.gate.remember(request)
         elif self.behind is not None:
             self.behind.requests.append(request)
         return reply
