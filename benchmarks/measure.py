@@ -110,8 +110,8 @@ def percentiles(latencies: Sequence[float]) -> dict[str, float]:
 def growth(curve: Sequence[tuple[float, float]]) -> float | None:
     """Return the exponent with which y grows with x at the end of a curve of (x, y): over its last three points.
 
-    0: it doesn't grow; 1: in proportion; None: there are no two points above 0 to tell. Least squares on logarithms; the
-    beginning of a curve is left out, where what doesn't grow hides what does.
+    0: it doesn't grow; 1: in proportion; None: there are no two points above 0 to tell. Least squares on logarithms;
+    the beginning of a curve is left out, where what doesn't grow hides what does.
 
     Source: the empirical order of growth, as in McGeoch, A Guide to Experimental Algorithmics (2012).
     """
