@@ -20,7 +20,7 @@ from dgents.benchmarks.report import changes, progress, show
 from dgents.benchmarks.result import Result, Run
 from dgents.benchmarks.suites import Suite, find
 
-QUICK_SECONDS = 100.0  # for all suites of a quick run together; what is under way when they are up is finished
+QUICK_SECONDS = 90.0  # for all suites of a quick run together; what is under way when they are up is finished
 
 
 def run(

@@ -8,16 +8,17 @@ from typing import Any, Protocol, cast
 
 from dgents.benchmarks.bench import Bench
 
+# In the order in which they run: what can be cut short where time is up comes last.
 # By module, so that one suite can run where another one's requirements are not installed.
 MODULES = {
     "lost-updates": "dgents.benchmarks.lost_updates",
-    "limits": "dgents.benchmarks.limits",
-    "durability": "dgents.benchmarks.durability",
     "latency": "dgents.benchmarks.latency",
     "throughput": "dgents.benchmarks.throughput",
-    "scale": "dgents.benchmarks.scale",
-    "writers": "dgents.benchmarks.writers",
     "peers": "dgents.benchmarks.side_by_side",
+    "writers": "dgents.benchmarks.writers",
+    "scale": "dgents.benchmarks.scale",
+    "durability": "dgents.benchmarks.durability",
+    "limits": "dgents.benchmarks.limits",
 }
 
 
