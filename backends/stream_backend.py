@@ -319,7 +319,8 @@ class StreamBackend(Generic[S]):
         if version < self.oldest:
             raise self._compacted(f"the state after event {version}")
         for kept in (self.latest, self.floor):
-            if kept is not None and kept.version <= version and (until is None or kept.saved_at <= until):
+            # A snapshot in front of the floor leads nowhere: the events after it are gone.
+            if kept is not None and self.oldest <= kept.version <= version and (until is None or kept.saved_at <= until):
                 state = self.plan.codec.decode(kept.state, kept.schema)
                 return Point(state, kept.version, kept.epoch, kept.saved_at, kept.link)
         if self.floor is not None:

@@ -97,6 +97,22 @@ async def test_a_snapshot_of_another_schema_is_not_believed(make: MakeAgent) -> 
         assert await stream.load() == Renamed({"u1": "Alice"}, 1, 7)
 
 
+async def test_a_snapshot_in_front_of_the_floor_is_not_begun_with(make: MakeAgent) -> None:
+    names = [f"u{number}" for number in range(10)]
+    async with Runtime() as rt:
+        stream = await rt.spawn("users", make(snapshot_every=4))
+        for name in names[:4]:
+            await stream.append(UserCreated(name, name))
+        await stored(stream, 4)
+    async with Runtime() as rt:
+        stream = await rt.spawn("users", make(snapshot_every=1000))
+        for name in names[4:]:
+            await stream.append(UserCreated(name, name))
+        await stream.compact(before=8)
+        for version in (7, 8, 10):
+            assert (await stream.load(version=version)).users == {name: name for name in names[:version]}
+
+
 async def test_a_compacted_state_is_lifted_by_migrations(make: MakeAgent) -> None:
     async with Runtime() as rt:
         stream = await rt.spawn("users", make())
