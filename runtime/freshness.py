@@ -7,7 +7,7 @@ store reports that another process wrote.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dgents.runtime.contract import Backend
 from dgents.runtime.errors import StorageError
@@ -15,6 +15,7 @@ from dgents.runtime.phase import Phase
 from dgents.runtime.turns import StateTurns
 
 if TYPE_CHECKING:
+    from dgents.runtime.actor import Cell
     from dgents.runtime.loops import Loop, Timer
     from dgents.runtime.runtime import BaseRuntime
 
@@ -102,6 +103,8 @@ class Freshness(StateTurns):
     def changed(self) -> None:
         """Take note of a new version that waits for no store."""
         if self.behind is not None:
+            if self.phase is Phase.STOPPED:  # a turn has outlived its actor, which writes nothing more
+                cast("Cell", self).refuse()
             self.behind.mark()
         if self.watchers:
             self.notify()

@@ -65,6 +65,8 @@ async def _reopen(cell: Cell) -> Opened | None:
         except Exception as reason:
             cell.error = reason
             continue
+        if not cell.is_restarting:
+            return None
         cell.restarts += 1
         cell.runtime.emit("restarted", cell.name, after=error)
         return opened
@@ -77,7 +79,8 @@ async def _open_again(cell: Cell) -> Opened:
     async with cell.behind.store_in_use:  # no flush is in the middle of a write under the old epoch
         await cell.backend.close()
         opened = await cell.backend.open()
-        cell.epoch = opened.epoch
+        if not cell.behind.is_overtaken(opened):  # which has stopped the actor
+            cell.epoch = opened.epoch
         return opened
 
 

@@ -24,6 +24,7 @@ from uuid import uuid4
 import anyio
 import msgspec
 
+from dgents.runtime.arguments import check_text
 from dgents.runtime.commit import Failure
 from dgents.runtime.contract import Agent, Resources
 from dgents.runtime.errors import ActorError, DgentError, StorageError, UnsupportedOperationError
@@ -121,6 +122,7 @@ class Reminders:
         self, cell: Cell, name: str, message: Message[Any], at: datetime | None, every: float | timedelta | None
     ) -> None:
         """Keep a reminder, in place of the one of the same name; it is durable when this returns."""
+        check_text(f"remind of {cell.name!r}", "name", name)
         reminder = Reminder(uuid4().hex, *_times(at, every), save_message(cell, message))
         key, opened = await self._open(cell)
         await self._change(opened, cell.name, lambda mine: {**mine, name: reminder})
@@ -280,7 +282,7 @@ class Reminders:
 
     def _deliver(self, cell: Cell, name: str, reminder: Reminder, key: Any) -> None:
         """Put the message into the mailbox, and see to what becomes of it."""
-        if reminder.id in self._delivering:
+        if reminder.id in self._delivering or cell.phase is Phase.STOPPED:  # it is found when that is spawned again
             return
         message: Message[Any] | None
         try:
@@ -354,6 +356,8 @@ def _times(at: datetime | None, every: float | timedelta | None) -> tuple[float,
         raise TypeError(f"remind: at={at!r}; give a datetime with a time zone")
     if at is not None and at.tzinfo is None:
         raise ValueError(f"remind: at={at} has no time zone; use datetime.now(UTC) + timedelta(...)")
+    if every is not None and not isinstance(every, timedelta | int | float):
+        raise TypeError(f"remind: every={every!r}; give seconds, or a timedelta")
     seconds = every.total_seconds() if isinstance(every, timedelta) else every
     if seconds is not None and not 0 < seconds < math.inf:
         raise ValueError(f"remind: every={every}; give seconds, more than 0")

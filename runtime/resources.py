@@ -47,12 +47,14 @@ class SharedResources:
         self._users[key] -= 1
         if self._users[key]:
             return
-        value: Closeable = self._values.pop(key)
-        del self._users[key]
-        async with self._locks.setdefault(key, anyio.Lock()):  # whoever reopens it waits until it is closed
-            with anyio.CancelScope(shield=True):
-                await value.close()
-        if key not in self._values:
+        lock = self._locks.setdefault(key, anyio.Lock())
+        with anyio.CancelScope(shield=True):
+            async with lock:  # whoever reopens it waits until it is closed
+                if self._users.get(key) == 0:  # nobody has asked for it meanwhile
+                    value: Closeable = self._values.pop(key)
+                    del self._users[key]
+                    await value.close()
+        if key not in self._values and not lock.locked():  # locked by one who opens it again
             self._locks.pop(key, None)
 
     async def run_asyncio(self, fn: Callable[..., Awaitable[T]], *args: Any) -> T:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dgents.runtime.runtime import BaseRuntime
 
 _SHRINK_AFTER = 0.05  # seconds
+_AT_ONCE = 256  # so many idle ones leave in one turn of the event loop, then the others' messages have theirs
 _SWEEPS_PER_TIMEOUT = 4  # an actor is passivated after 1 to 1.25 times its idle timeout
 
 
@@ -54,6 +55,8 @@ class Family:
         self._leaving: set[str] = set()
         self._timer: Timer | None = None
         self._shrinking: Timer | None = None
+        self._idle: list[Cell] = []  # found by the last sweep, and not on their way out yet
+        self._dismissing: Timer | None = None
 
     def key(self, name: str) -> str:
         """Return the part of the name after the prefix."""
@@ -125,6 +128,7 @@ class Family:
     def _passivated(self, cell: Cell) -> None:
         self.forget(cell)
         self._runtime.passivated(cell)
+        cell.supervision = None  # it refers to the cell: without this circle, the memory is free at once
 
     def _schedule(self) -> None:
         assert self.idle_timeout is not None
@@ -132,21 +136,37 @@ class Family:
 
     def _sweep(self) -> None:
         self._timer = None
+        self._idle = []
         for name, cell in list(self._active.items()):
             recency, sweeps = self._idle_sweeps.get(name, (-1, 0))
             if cell.touched != recency or not cell.is_idle:
                 self._idle_sweeps[name] = (cell.touched, 0)
             elif sweeps + 1 >= _SWEEPS_PER_TIMEOUT:
-                if cell.on_idle is None:
-                    self._passivate(cell)
+                self._idle.append(cell)
             else:
                 self._idle_sweeps[name] = (recency, sweeps + 1)
+        if self._idle and self._dismissing is None:
+            self._dismiss()
         if self._active and not self._runtime.closing:
             self._schedule()
 
+    def _dismiss(self) -> None:
+        """Send out those that the sweep found, if nobody has used them since; some at a time."""
+        self._dismissing = None
+        if self._runtime.closing:
+            return
+        some = self._idle[-_AT_ONCE:]
+        del self._idle[-_AT_ONCE:]
+        for cell in some:
+            recency, _ = self._idle_sweeps.get(cell.name, (-1, 0))
+            if cell.touched == recency and cell.is_idle and cell.on_idle is None and cell.phase is Phase.RUNNING:
+                self._passivate(cell)
+        if self._idle:
+            self._dismissing = self._runtime.loop.call_later(0, self._dismiss)
+
     def close(self) -> None:
         """Stop looking for idle actors."""
-        for timer in (self._timer, self._shrinking):
+        for timer in (self._timer, self._shrinking, self._dismissing):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._shrinking = None
+        self._timer = self._shrinking = self._dismissing = None

@@ -28,7 +28,7 @@ import anyio
 from msgspec.structs import replace
 
 from dgents.runtime.commit import Staged
-from dgents.runtime.contract import Record, Request
+from dgents.runtime.contract import Opened, Record, Request
 from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError
 from dgents.supervisors.policy import Backoff
 
@@ -258,10 +258,36 @@ class WriteBehind:
             if not getattr(reason, "retryable", True):
                 self._lost(reason)
             return  # the next flush finds out whether it is still away
+        if self.is_overtaken(opened):
+            return
         self._cell.epoch = opened.epoch
         stored = opened.record.version if opened.record is not None else 0
         if stored > self.stored:
             self._flushed(min(stored, self.acknowledged))
+        elif stored < self.stored:  # it has lost versions: what memory has of them is written once more
+            if getattr(self._backend, "went_back", None) != (self.stored, stored):  # else it has said so itself
+                message = f"the store went back from version {self.stored} to {stored}"
+                self._cell.runtime.emit("warning", self._cell.name, message=message)
+            self.stored = stored
+
+    def is_overtaken(self, opened: Opened) -> bool:
+        """Say whether another owner has written since; then what is at risk is lost, and the actor stops.
+
+        Call it before the cell takes over the new epoch: what is newer than ``stored`` is ours only if it has the old.
+        """
+        record = opened.record
+        if not self.count or record is None or record.version <= self.stored or record.epoch == self._cell.epoch:
+            return False
+        self._lost(
+            OwnershipLostError(
+                f"another owner has written version {record.version} of {self._cell.name!r} meanwhile; what was "
+                f"acknowledged since version {self.stored}, up to {self.acknowledged}, may not be in the store",
+                actor=self._cell.name,
+                outcome="unknown",
+                hint="let one runtime at a time own a state that is written behind",
+            )
+        )
+        return True
 
     # Waiting
 

@@ -12,7 +12,7 @@ import pytest
 import dgents
 from dgents.runtime.codec import Codec
 from tests.calls import calls
-from tests.fake_store import FakeAgent, FakeStore, fails_before
+from tests.fake_store import FakeAgent, FakeStore, fails_after, fails_before, refuses
 
 pytestmark = pytest.mark.anyio
 
@@ -61,14 +61,15 @@ async def test_a_write_through_that_fails_leaves_both_halves_as_they_were(anyio_
         assert store.versions("a") == [1]
 
 
-async def test_a_crash_with_writes_behind_loses_none_of_them(anyio_backend: str) -> None:
+@pytest.mark.parametrize("fault", [fails_before, fails_after])
+async def test_a_crash_with_writes_behind_loses_none_of_them(anyio_backend: str, fault: Any) -> None:
     store = FakeStore()
     async with dgents.Runtime() as rt:
         flush = dgents.Flush(max_delay=60)
         ref = await rt.spawn("a", cached(FakeAgent(store), policy="write-behind", flush=flush))
         await ref.save(1)
         await ref.save(2)
-        store.faults.append(fails_before)
+        store.faults.append(fault)
         await ref.flush()
         assert (store.versions("a"), rt.stats()["a"].at_risk) == ([1, 2], 0)
         await ref.save(3)
@@ -157,3 +158,98 @@ async def test_a_journal_does_not_overwrite_what_another_owner_wrote_since(tmp_p
         with pytest.raises(dgents.StorageError, match="somebody else"):
             await rt.spawn("a", behind)
         assert await (await rt.spawn("a", store)).load() == "mine"
+
+
+def behind(store: FakeStore, journal: Path | None = None) -> dgents.CachedAgent:
+    return cached(FakeAgent(store), policy="write-behind", flush=dgents.Flush(max_delay=60, journal=journal))
+
+
+@pytest.mark.parametrize("journaled", [False, True])
+@pytest.mark.parametrize("found_by", ["a flush", "a restart"])
+async def test_what_another_owner_wrote_meanwhile_is_not_taken_for_what_is_behind(
+    anyio_backend: str, journaled: bool, found_by: str, tmp_path: Path
+) -> None:
+    store, events = FakeStore(), []
+    async with dgents.Runtime(on_event=events.append) as rt, dgents.Runtime() as another, calls() as run:
+        group = await rt.supervisor("g", strategy="one_for_all", max_restarts=9, backoff=dgents.Backoff(0.05, 0.05))
+        ref = await group.spawn("a", behind(store, tmp_path / "j" if journaled else None))
+        sibling = await group.spawn("b", FakeAgent(store))
+        for state in ("ours 1", "ours 2"):
+            await ref.save(state)
+            await (ref.flush() if state == "ours 1" else anyio.lowlevel.checkpoint())
+        store.faults.append(fails_before)
+        crashing = run(ref.flush) if found_by == "a flush" else run(sibling.save, 1)
+        with anyio.fail_after(5):
+            while store.faults:
+                await anyio.lowlevel.checkpoint()
+        assert await (await another.spawn("a", FakeAgent(store))).save("theirs") == 2
+        if found_by == "a flush":
+            with pytest.raises(dgents.OwnershipLostError, match=r"another owner has written version 2"):
+                await crashing.result()
+        with pytest.raises(dgents.ActorStoppedError):
+            await ref.load()
+    assert [record.data for record in store.records["a"]][1:] == [Codec().encode("theirs")]
+    lost = [event.details.get("lost") for event in events if event.kind == "flush_failed"]
+    assert journaled or lost[-1] == 1, "said, since nothing else has it"
+
+
+@pytest.mark.parametrize("journaled", [False, True])
+async def test_a_store_that_has_lost_versions_gets_them_again(
+    anyio_backend: str, journaled: bool, tmp_path: Path
+) -> None:
+    store, events = FakeStore(), []
+    async with dgents.Runtime(on_event=events.append) as rt:
+        ref = await rt.spawn("a", behind(store, tmp_path / "j" if journaled else None))
+        await ref.save(1)
+        await ref.save(2)
+        await ref.flush()
+        store.records["a"].pop()  # restarted, without its newest data
+        await ref.save(3)
+        with anyio.fail_after(5):
+            await ref.flush()
+    assert store.versions("a") == [1, 2, 3]
+    assert "went back from version 2 to 1" in str([event.details for event in events if event.kind == "warning"])
+
+
+async def test_what_a_store_refused_for_good_stays_in_the_journal(anyio_backend: str, tmp_path: Path) -> None:
+    store = FakeStore()
+    async with dgents.Runtime() as rt:
+        ref, other = [await rt.spawn(name, behind(store, tmp_path / "j")) for name in ("a", "b")]
+        await ref.save(1)
+        await ref.flush()
+        await ref.save(2)
+        store.faults.append(refuses)
+        with pytest.raises(dgents.OwnershipLostError):
+            await ref.flush()
+        for n in range(2):  # others go on, and what they have stored is trimmed
+            await other.save(n)
+            await other.flush()
+    async with dgents.Runtime() as rt:
+        assert await (await rt.spawn("a", behind(store, tmp_path / "j"))).load() == 2
+
+
+async def test_a_turn_that_outlives_its_actor_is_refused_and_takes_the_store_from_nobody(anyio_backend: str) -> None:
+    store = FakeStore()
+    async with dgents.Runtime() as rt, calls() as run:
+        ref = await rt.spawn("a", behind(store))
+        await ref.save(1)
+        await ref.flush()
+        started, go_on = anyio.Event(), anyio.Event()
+
+        async def slow(n: int) -> int:
+            started.set()
+            await go_on.wait()
+            return n + 1
+
+        await ref.save(5)
+        late = run(ref.update, slow)
+        await started.wait()
+        store.faults.append(refuses)
+        ref._cell.behind._hurried = 0  # the flush comes now: the actor loses its store in the middle of the turn
+        ref._cell.behind._hurry()
+        await anyio.wait_all_tasks_blocked()
+        go_on.set()
+        with pytest.raises(dgents.ActorStoppedError, match="a newer owner is there"):
+            await late.result()
+        await anyio.wait_all_tasks_blocked()
+    assert (store.opened, store.versions("a")) == (["a"], [1])

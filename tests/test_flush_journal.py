@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +13,12 @@ from typing import Any
 import pytest
 
 import dgents
+from dgents.backends import files
 from dgents.runtime.contract import Record, Write
 from dgents.supervisors import flush_journal
 from dgents.supervisors.flush_journal import FlushJournal
+from tests.calls import Call, calls
+from tests.disk import FaultyLayer
 from tests.resources import fake_resources
 
 pytestmark = pytest.mark.anyio
@@ -92,3 +97,54 @@ async def test_a_journal_under_constant_writes_does_not_grow_for_ever(tmp_path: 
             await ref.save("x" * 10_000 + str(n))
             await ref.flush()
         assert sum(path.stat().st_size for path in (tmp_path / "j").iterdir()) < 250_000
+
+
+def behind(folder: Path, name: str) -> dgents.CachedAgent:
+    """Describe a list that nothing but the journal keeps while the runtime is there."""
+    return dgents.CachedAgent(
+        dgents.VolatileAgent([]),
+        dgents.PersistentAgent(folder / name),
+        policy="write-behind",
+        flush=dgents.Flush(max_delay=60, journal=folder / "j"),
+    )
+
+
+async def replayed(folder: Path, copy: Path) -> list[list[int]]:
+    """Return what a next process would find if this one died now."""
+    shutil.copytree(folder, copy)
+    async with dgents.Runtime() as rt:
+        return [await (await rt.spawn(name, behind(copy, name))).load() for name in "ab"]
+
+
+@pytest.mark.parametrize("operation", ["fdatasync", "write_some"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_failed_appends_are_settled_by_what_the_disk_holds_and_nothing_is_lost_or_there_twice(
+    operation: str, times: int, is_first: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "states"
+    async with dgents.Runtime() as rt, calls() as run:
+        group = await rt.supervisor("g", max_restarts=100, backoff=dgents.Backoff(0, 0))
+        *refs, _ = [await group.spawn(name, behind(folder, name)) for name in "abc"]  # c keeps the journal open
+        for ref in refs if not is_first else ():
+            await ref.update(lambda items: [*items, -1])
+        with files.use(FaultyLayer(operation, errno.EIO, times=times)):
+            writes = [[run(ref.update, lambda items, n=n: [*items, n]) for n in range(20)] for ref in refs]
+            results = [[await outcome(write) for write in mine] for mine in writes]
+        held = [await ref.load() for ref in refs]
+        assert await replayed(folder, tmp_path / "copy") == held
+        for mine, state in zip(results, held, strict=True):
+            assert len(state) == len(set(state))
+            assert {n for n, result in enumerate(mine) if result == "stored"} <= set(state)
+            assert not {n for n, result in enumerate(mine) if result in ("rolled_back", "not_started")} & set(state)
+        held = [await ref.update(lambda items: [*items, 99]) for ref in refs]
+        assert await replayed(folder, tmp_path / "another") == held
+
+
+async def outcome(write: Call) -> str:
+    """Return what its caller was told of a write."""
+    try:
+        await write.result()
+    except dgents.StorageError as error:
+        return error.outcome or "unknown"
+    return "stored"

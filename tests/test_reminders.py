@@ -6,15 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
 
 import dgents
+from tests.calls import calls
+from tests.held import Door
 from tests.redis_server import RedisServer, redis_server
 
 pytestmark = pytest.mark.anyio
@@ -260,3 +264,26 @@ async def test_what_another_runtime_forgot_is_not_delivered(tmp_path: Path) -> N
         await there.forget("r")
         await anyio.sleep(0.3)
         assert await here.load() == 0
+
+
+async def test_an_actor_that_stopped_while_its_reminders_were_read_stays_stopped_and_is_reminded_later(
+    anyio_backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, door, events = dgents.SQLAgent(str(tmp_path / "s.db")), Door(), []
+    async with dgents.Runtime() as rt:
+        ref = await rt.spawn("a", agent)
+        await ref.save(1)
+        await ref.remind("later", dgents.Save(2), at=soon(3600))
+    monkeypatch.setattr("dgents.runtime.reminders.time", SimpleNamespace(time=lambda: time.time() + 7200))
+    async with dgents.Runtime(on_event=events.append) as rt, calls() as run:
+        reading, rt.reminders._open = rt.reminders._open, lambda cell: door.before(lambda: reading(cell))()
+        door.shut()
+        spawning = run(rt.spawn, "a", agent)
+        await door.reached()
+        await rt.stop("a")
+        door.open()
+        await spawning.result()
+        await anyio.wait_all_tasks_blocked()
+    assert [event.kind for event in events if event.actor == "a"] == ["spawned", "stopped"]
+    async with dgents.Runtime() as rt:
+        assert await until(await rt.spawn("a", agent), lambda state: state == 2) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import anyio
 import pytest
 
 import dgents
+from dgents.runtime import virtual
 from dgents.runtime.events import Event
 from tests.calls import calls
 from tests.fake_store import FakeAgent, FakeStore
+from tests.held import Door, HeldAgent
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +52,18 @@ async def test_the_first_message_activates_an_actor_and_a_ref_alone_does_not(sta
     assert await ref.save("x") == 1
     assert stage.rt.names() == ["user/42"]
     assert stage.store.opened == ["user/42"]
+
+
+async def test_many_that_are_idle_leave_some_at_a_time(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual, "_AT_ONCE", 2)
+    stage.rt.register("user/", lambda key: FakeAgent(stage.store), idle_timeout=0.02)
+    names = [f"user/{number}" for number in range(5)]
+    for name in names:
+        await stage.rt.ref(name).save(1)
+    for name in names:
+        await stage.passivated(name)
+    assert stage.rt.names() == []
+    assert [await stage.rt.ref(name).load() for name in names] == [1] * 5
 
 
 async def test_the_factory_is_given_the_key(stage: Stage) -> None:
@@ -184,6 +199,19 @@ async def test_coming_and_going_leaves_nothing_behind(stage: Stage) -> None:
     assert len(family._heap) < 100
 
 
+async def test_a_passivated_actor_is_gone_before_the_garbage_collector_comes(stage: Stage) -> None:
+    stage.rt.register("user/", lambda key: dgents.VolatileAgent(0), max_active=1)
+    gc.disable()
+    try:
+        for number in range(20):
+            await stage.rt.ref(f"user/{number}").load()
+        await stage.passivated("user/18")
+        await anyio.wait_all_tasks_blocked()
+        assert list(stage.rt._virtual) == ["user/19"]
+    finally:
+        gc.enable()
+
+
 async def test_what_was_told_to_a_sleeping_actor_is_done_before_the_runtime_closes(
     anyio_backend: str, tmp_path: Path
 ) -> None:
@@ -210,3 +238,28 @@ async def test_a_burst_over_the_cap_leaves_no_more_than_the_cap_in_memory(anyio_
         with anyio.fail_after(10):
             while len(rt.names()) > 10:  # noqa: ASYNC110 (nothing tells of it)
                 await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["file", "sqlite", "behind"])
+async def test_a_stop_in_the_middle_of_a_passivation_answers_what_is_queued(
+    anyio_backend: str, kind: str, tmp_path: Path
+) -> None:
+    closing = Door()
+    file = dgents.PersistentAgent(tmp_path / "f.json")
+    agent = {
+        "file": file,
+        "sqlite": dgents.SQLAgent(str(tmp_path / "s.db")),
+        "behind": dgents.CachedAgent(dgents.VolatileAgent(), file, policy="write-behind"),
+    }[kind]
+    async with dgents.Runtime() as rt, calls() as run:
+        rt.register("user", lambda key: HeldAgent(agent, closing=closing), idle_timeout=0.02)
+        ref = rt.ref("user/1")
+        await ref.save(1)
+        closing.shut()
+        await closing.reached()
+        writes = [await run.blocked(ref.update, lambda n: n + 1) for _ in range(2)]
+        stop = await run.blocked(rt.stop, "user/1")
+        closing.open()
+        assert [await write.result() for write in writes] == [2, 3]
+        await stop.result()
+        assert await ref.load() == 3, "and it wakes again"
