@@ -23,8 +23,10 @@ from dgents.runtime.checkpoint import Cut, SavedActor, dump, parse, take_cut
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Agent
 from dgents.runtime.errors import StateSerializationError
-from dgents.runtime.ref import Ref
-from dgents.runtime.saved_message import load_message
+from dgents.runtime.mailbox import Envelope
+from dgents.runtime.ref import Ref, blind
+from dgents.runtime.saved_message import SavedMessage, load_message
+from dgents.runtime.tell import Receipt
 from dgents.runtime.turns import MISSING
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ _PLAIN = (str, int, float, bool, type(None))
 
 async def write_checkpoint(path: str | Path, refs: Sequence[Ref[Any]]) -> None:
     """Write one consistent cut of the actors to a file."""
+    for ref in refs:
+        if not isinstance(ref, Ref):
+            raise TypeError(f"checkpoint: {ref!r} is no ref; give what spawn or rt.get(name) returns")
     cut = await take_cut(refs)
     agents = {ref.name: ref._live().agent for ref in refs}
     for actor in cut.actors:
@@ -71,20 +76,44 @@ async def bring_up(
     agents: Mapping[str, Agent] | None,
     rename: Callable[[str], str],
 ) -> list[Ref[Any]]:
-    """Spawn the actors of a cut, give them their states, and queue their messages again."""
-    chosen = [(actor, (agents or {}).get(actor.name) or _rebuild(actor)) for actor in cut.actors]
-    refs = []
-    for actor, agent in chosen:
-        ref = await runtime.spawn(rename(actor.name), agent)
-        refs.append(ref)
-        if actor.data is not None:
-            state: Any = Codec[Any](ref._cell.codec.schema).decode(actor.data, actor.schema)
+    """Spawn the actors of a cut, give them their states, and queue their messages again.
+
+    If that fails, none of them stays. Until all are there, and all that the file holds of them could be read, no store
+    is changed; when all have their states, nothing can fail any more.
+    """
+    given: Mapping[str, Any] = agents or {}
+    chosen = [(actor, given.get(actor.name) or _rebuild(actor)) for actor in cut.actors]
+    refs: list[Ref[Any]] = []
+    try:
+        for actor, agent in chosen:
+            refs.append(await runtime.spawn(rename(actor.name), agent))
+        pairs = list(zip(refs, cut.actors, strict=True))
+        states = [(ref, _state(ref, actor)) for ref, actor in pairs if actor.data is not None]
+        messages = [(ref._live(), _envelope(ref, message)) for ref, actor in pairs for message in actor.messages]
+        for ref, state in states:
             if await ref.load(default=_ABSENT) != state:
-                await ref.save(state)
-    for ref, (actor, _) in zip(refs, chosen, strict=True):
-        for message in actor.messages:
-            ref.tell(load_message(ref._cell, message))
+                await ref.update(lambda _, state=state: state, default=state)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            for ref in reversed(refs):
+                await runtime.stop(ref)
+        raise
+    for cell, envelope in messages:
+        cell.post(envelope)
     return refs
+
+
+def _state(ref: Ref[Any], actor: SavedActor) -> Any:
+    assert actor.data is not None
+    return Codec[Any](ref._cell.codec.schema).decode(actor.data, actor.schema)
+
+
+def _envelope(ref: Ref[Any], saved: SavedMessage) -> Envelope:
+    """Return a message as it lay in its mailbox: there was room for it, so it is not refused now."""
+    cell = ref._live()
+    message = load_message(cell, saved)
+    turn, args, alone = message.turn(blind(cell), cell)
+    return Envelope(turn, args, Receipt(cell, message), message, alone=alone)
 
 
 def _describe(agent: Agent, actor: SavedActor) -> dict[str, Any] | None:
@@ -112,7 +141,7 @@ def _class_name(schema: Any) -> str | None:
     return f"{schema.__module__}:{schema.__qualname__}" if isinstance(schema, type) else None
 
 
-def _rebuild(actor: SavedActor) -> Agent:
+def _rebuild(actor: SavedActor) -> Any:
     described = actor.agent
     if described is None or described.get("kind") not in _KINDS:
         raise StateSerializationError(
@@ -122,8 +151,7 @@ def _rebuild(actor: SavedActor) -> Agent:
         )
     options = dict(described["options"])
     options["schema"] = _find_class(actor.name, options.get("schema"))
-    agent: Agent = _KINDS[described["kind"]](**options)
-    return agent
+    return _KINDS[described["kind"]](**options)
 
 
 def _find_class(actor: str, name: str | None) -> Any:

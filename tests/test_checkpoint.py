@@ -9,6 +9,9 @@ import anyio
 import pytest
 
 import dgents
+from dgents.runtime.checkpoint import dump, take_cut
+from dgents.runtime.saved_message import save_message
+from dgents.supervisors.checkpoints import _describe
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +54,56 @@ async def test_queued_tells_are_part_of_the_cut(tmp_path: Path) -> None:
         assert await ref.load() == {"n": 7}
     async with dgents.Runtime.restore(tmp_path / "cut") as rt:
         assert await rt.get("a").load() == {"n": 7}
+
+
+async def cut_with_told(path: Path, folder: Path, *messages: tuple[str, dgents.Message[object]]) -> None:
+    """Write a checkpoint of two states in a database, with messages in their mailboxes."""
+    async with dgents.Runtime() as rt:
+        refs = {name: await rt.spawn(name, dgents.SQLAgent(str(folder / "s.db"), schema=int)) for name in "ab"}
+        for ref in refs.values():
+            await ref.save(0)
+        taken = await take_cut([*refs.values()])
+        for actor in taken.actors:
+            cell = refs[actor.name]._cell
+            actor.messages = [save_message(cell, message) for name, message in messages if name == actor.name]
+            actor.agent = _describe(cell.agent, actor)
+        await anyio.Path(path).write_bytes(dump(taken))
+        for ref in refs.values():
+            await ref.save(5)
+
+
+async def test_what_lay_in_a_mailbox_is_queued_again_also_where_mailboxes_are_smaller(tmp_path: Path) -> None:
+    told = [("a", dgents.Save(n)) for n in range(1, 31)]
+    await cut_with_told(tmp_path / "cut", tmp_path, *told)
+    async with dgents.Runtime.restore(tmp_path / "cut", mailbox_size=2) as rt:
+        assert (await rt.get("a").load(), await rt.get("b").load()) == (30, 0)
+
+
+@dgents.remindable
+def double(n: int) -> int:
+    return 2 * n
+
+
+async def test_a_message_that_can_not_be_read_changes_no_store_and_leaves_no_actor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cut_with_told(tmp_path / "cut", tmp_path, ("a", dgents.Save(7)), ("b", dgents.Update(double)))
+    monkeypatch.setattr("dgents.runtime.saved_message._functions", {})  # as in a program that has not declared it
+    async with dgents.Runtime() as rt:
+        with pytest.raises(dgents.StateSerializationError, match="double"):
+            await rt.fork(tmp_path / "cut")
+        assert rt.names() == []
+        refs = [await rt.spawn(name, dgents.SQLAgent(str(tmp_path / "s.db"), schema=int)) for name in "ab"]
+        assert [await ref.load() for ref in refs] == [5, 5]
+
+
+async def test_a_fork_whose_name_is_taken_leaves_no_actor_behind(tmp_path: Path) -> None:
+    await cut_with_told(tmp_path / "cut", tmp_path)
+    async with dgents.Runtime() as rt:
+        await rt.spawn("new/b", dgents.VolatileAgent(0))
+        with pytest.raises(dgents.NameTakenError):
+            await rt.fork(tmp_path / "cut", rename=lambda name: f"new/{name}")
+        assert rt.names() == ["new/b"]
 
 
 async def test_a_fork_lives_beside_the_originals(tmp_path: Path) -> None:
