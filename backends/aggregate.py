@@ -40,6 +40,8 @@ def parse_aggregate(expression: str, column: str) -> Aggregate:
     Raises:
         UnsupportedOperationError: it is anything else.
     """
+    if column == "*":  # as in COUNT(*)
+        expression, column = (f"{expression}(*)", "state") if "(" not in expression else (expression, "state")
     match = _EXPRESSION.fullmatch(expression.strip())
     if match is None or not re.fullmatch(_COLUMN, column, re.ASCII):
         raise UnsupportedOperationError(

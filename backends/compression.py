@@ -12,7 +12,7 @@ from dgents.runtime.errors import StateCorruptionError, UnsupportedOperationErro
 Compression: TypeAlias = Literal["gzip", "zstd"]
 
 # gzip: no time, unknown system, and an extra field "dg" of 4 bytes. zstd: a skippable frame of 4 bytes.
-_HEADERS: dict[Compression, bytes] = {
+HEADERS: dict[Compression, bytes] = {
     "gzip": b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x08\0dg\x04\0",
     "zstd": b"\x50\x2a\x4d\x18\x04\0\0\0",
 }
@@ -41,7 +41,7 @@ def compress(content: bytes, compression: Compression) -> bytes:
         packed = (packer.compress(content) + packer.flush())[_GZIP_HEADER:]
     else:
         packed = _zstandard().ZstdCompressor().compress(content)
-    return _HEADERS[compression] + _CHECKSUM.pack(zlib.crc32(packed)) + packed
+    return HEADERS[compression] + _CHECKSUM.pack(zlib.crc32(packed)) + packed
 
 
 def decompress(content: bytes, path: str) -> tuple[bytes, Compression | None]:
@@ -51,10 +51,10 @@ def decompress(content: bytes, path: str) -> tuple[bytes, Compression | None]:
         StateCorruptionError: a byte of it was changed.
         UnsupportedOperationError: zstd's library is not installed.
     """
-    compression = next((name for name, header in _HEADERS.items() if content.startswith(header)), None)
+    compression = next((name for name, header in HEADERS.items() if content.startswith(header)), None)
     if compression is None:
         return content, None
-    header = _HEADERS[compression]
+    header = HEADERS[compression]
     start = len(header) + _CHECKSUM.size
     packed = content[start:]
     if content[len(header) : start] != _CHECKSUM.pack(zlib.crc32(packed)):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, get_args
 
 import anyio
 import anyio.to_thread
@@ -21,8 +21,12 @@ from dgents.backends.files import safe_name
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import StorageError
 from dgents.runtime.reminders import Entries, Ledger
+from dgents.runtime.state_type import S
 
-S = TypeVar("S")
+if TYPE_CHECKING:
+    from dgents.runtime.ref import Ref
+
+REMINDERS = ".reminders"  # the folder beside the states
 Durability: TypeAlias = Literal["fsync", "os"]
 
 
@@ -63,6 +67,11 @@ class PersistentAgent(Generic[S]):
     durability: Durability = "fsync"
     migrations: Mapping[int, Callable[[Any], Any]] | None = None
 
+    if TYPE_CHECKING:
+
+        @property
+        def ref_type(self) -> type[Ref[S]]: ...
+
     def __post_init__(self) -> None:
         path = os.fspath(self.path)
         if not isinstance(path, str) or not path or "\0" in path:
@@ -82,7 +91,7 @@ class PersistentAgent(Generic[S]):
         path = os.fspath(self.path)
         in_folder = path.endswith(_SEPARATORS) or os.path.isdir(path)
         file = Path(path, safe_name(name)) if in_folder else Path(path)
-        return file_ledger(file.absolute().parent / ".reminders" / file.name)
+        return file_ledger(file.absolute().parent / REMINDERS / file.name)
 
     def backend(self, name: str, resources: Resources) -> FileBackend:
         """Make the backend of the actor ``name``; no I/O happens before `Backend.open`."""

@@ -29,7 +29,7 @@ from zlib import crc32
 
 import msgspec
 
-from dgents.backends.compression import Compression, compress, decompress
+from dgents.backends.compression import HEADERS, Compression, compress, decompress
 from dgents.backends.tagged_json import from_json, to_json
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StateCorruptionError, StorageError
@@ -191,6 +191,12 @@ def _decode_msgpack(content: bytes, path: str) -> MainFile:
     except (ValueError, RecursionError) as error:
         raise corrupt(path, _PREFIX.size, str(error)) from error
     return main
+
+
+def begins_as_state(content: bytes) -> bool:
+    """Say whether a file begins as that of a state does, or did before a few bits of it changed."""
+    beginnings = (_MAGIC, b'{"dgents-state": ', *HEADERS.values())
+    return content[:8] == bytes(8) or any(nearly(content[: len(one)], one) for one in beginnings)
 
 
 def is_torn(content: bytes) -> bool:

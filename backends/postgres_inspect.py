@@ -13,7 +13,7 @@ from dgents.backends.postgres_errors import translate
 from dgents.backends.postgres_place import parse_postgres_url, parse_table_name
 from dgents.backends.postgres_read import decode_history, decode_requests
 from dgents.backends.postgres_schema import LOCATE, check_entry
-from dgents.backends.postgres_tables import STATES, StatesTable
+from dgents.backends.postgres_tables import EVENTS, STATES, StatesTable
 from dgents.backends.sqlite_inspect import StoredState
 from dgents.backends.sqlite_tables import COLUMNS, to_record
 from dgents.runtime.contract import Record, Request
@@ -48,14 +48,26 @@ class PostgresInspector:
     ) -> None:
         self._connection.close()
 
-    def tables(self) -> list[str]:
+    verifies_streams = False
+
+    def streams(self) -> tuple[int, int]:
+        """Return how many streams the database holds, and how many events."""
+        places = [parse_table_name(name) for name in self.tables(EVENTS)]
+        (first,) = self._rows("SELECT current_schema()")[0]
+        counts = [
+            self._rows(f'SELECT count(DISTINCT key), count(*) FROM "{schema or first}"."{name}"')[0]
+            for schema, name in places
+        ]
+        return sum(streams for streams, _ in counts), sum(events for _, events in counts)
+
+    def tables(self, kind: str = STATES) -> list[str]:
         """Return the tables that hold states, each with its schema if that is not the first of the search path."""
         found = []
         schemas = "SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = 'dgents_tables' ORDER BY 1"
         (first,) = self._rows("SELECT current_schema()")[0]
         for (schema,) in self._rows(schemas):
             bare = schema.strip('"')
-            names = self._rows(f'SELECT name FROM "{bare}".dgents_tables WHERE kind = %s ORDER BY name', (STATES,))
+            names = self._rows(f'SELECT name FROM "{bare}".dgents_tables WHERE kind = %s ORDER BY name', (kind,))
             found += [name if bare == first else f"{bare}.{name}" for (name,) in names]
         return found
 

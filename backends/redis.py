@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, get_args
 
 import anyio
 
@@ -17,11 +17,11 @@ from dgents.backends.redis_url import RedisPlace, parse_redis_url
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import StateCorruptionError, StorageError, UnsupportedOperationError
 from dgents.runtime.reminders import Entries, Ledger
+from dgents.runtime.state_type import S
 
 if TYPE_CHECKING:
     from dgents.backends.redis_store import RedisStore
 
-S = TypeVar("S")
 
 REMINDERS_KEY = "dgents:reminders"
 _SETTLED_LIFE = 24 * 3600.0  # seconds that the mark of a write that never arrived is kept; no network delays longer
@@ -63,7 +63,12 @@ class RedisAgent(Generic[S]):
     durability: str = "memory"
     migrations: Mapping[int, Callable[[Any], Any]] | None = None
 
-    ref_type: ClassVar[type[RedisRef[Any]]] = RedisRef
+    if TYPE_CHECKING:
+
+        @property
+        def ref_type(self) -> type[RedisRef[S]]: ...
+    else:
+        ref_type = RedisRef
 
     def __post_init__(self) -> None:
         place, durability = self.place, Durability.parse(self.durability)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, get_args
 
 from dgents.backends.sql_ref import SQLRef
 from dgents.backends.sqlite import SqliteBackend, sqlite_store
@@ -13,8 +13,7 @@ from dgents.backends.sqlite_tables import check_table_name, states_table
 from dgents.runtime.contract import Backend, Ownership, Resources
 from dgents.runtime.errors import UnsupportedOperationError
 from dgents.runtime.reminders import Entries, Ledger
-
-S = TypeVar("S")
+from dgents.runtime.state_type import S
 
 _SQLITE = "sqlite:///"
 REMINDERS = "_dgents_reminders"  # the table
@@ -51,7 +50,12 @@ class SQLAgent(Generic[S]):
     ownership: Ownership | None = None
     migrations: Mapping[int, Callable[[Any], Any]] | None = None
 
-    ref_type: ClassVar[type[SQLRef[Any]]] = SQLRef
+    if TYPE_CHECKING:
+
+        @property
+        def ref_type(self) -> type[SQLRef[S]]: ...
+    else:
+        ref_type = SQLRef
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "db_uri", os.fspath(self.db_uri))

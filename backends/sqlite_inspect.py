@@ -108,6 +108,16 @@ class SqliteInspector:
         place = Place(states_table(table), key)
         return self._read(lambda connection: read_requests(connection, place, self.path))
 
+    verifies_streams = True
+
+    def streams(self) -> tuple[int, int]:
+        """Return how many streams the database holds, and how many events."""
+        counts = [
+            self._rows(f'SELECT count(DISTINCT key), count(*) FROM "{name}"')[0]
+            for name in self._read(partial(_table_names, kind="events"))
+        ]
+        return sum(streams for streams, _ in counts), sum(events for _, events in counts)
+
     def verify(self) -> Iterator[StateCorruptionError]:
         """Yield what is wrong with the database: pages, rows, missing versions, lost heads."""
         for (answer,) in self._rows("PRAGMA integrity_check"):

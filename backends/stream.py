@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from dgents.backends.chain import Seal
 from dgents.backends.event_codec import EventCodec, Upcasters
@@ -26,9 +26,9 @@ from dgents.runtime.contract import Resources
 from dgents.runtime.migrations import Migration
 from dgents.runtime.reminders import Ledger
 from dgents.runtime.shapes import field_names
+from dgents.runtime.state_type import S
 
 E = TypeVar("E")
-S = TypeVar("S")
 
 _POSTGRES = ("postgresql://", "postgres://")
 _REDIS = ("redis://", "rediss://", "unix://", "redis+", "rediss+")
@@ -83,12 +83,20 @@ class StreamAgent(Generic[E, S]):
     key: str | None = None
     table: str = "events"
 
-    ref_type: ClassVar[type[StreamRef[Any]]] = StreamRef
+    if TYPE_CHECKING:
+
+        @property
+        def ref_type(self) -> type[StreamRef[S]]: ...
+    else:
+        ref_type = StreamRef
+
     cell_type: ClassVar[type[StreamCell]] = StreamCell
 
     def __post_init__(self) -> None:
         if not callable(self.fold):
             raise TypeError(f"fold is {type(self.fold).__name__}; give a function of the state and an event")
+        if isinstance(self.events, type):
+            raise TypeError(f"events is the class {self.events.__name__}; give a list of classes")
         if self.snapshot_every < 1:
             raise ValueError(f"snapshot_every is {self.snapshot_every}; give a number of events, 1 or more")
         if not 1 <= self.max_event_bytes <= _MAX_EVENT_BYTES:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import anyio.to_thread
 
 from dgents.backends.stream_cell import StreamCell, no_such
+from dgents.runtime.arguments import check_number
 from dgents.runtime.errors import StateNotFoundError
 from dgents.runtime.phase import Phase
 from dgents.runtime.ref import TURNS_BEFORE_REST, Ref
@@ -102,6 +103,8 @@ class StreamRef(Ref[S]):
         Raises as `append`.
         """
         cell = self._stream()
+        if isinstance(events, str | bytes | Mapping) or not isinstance(events, Iterable):
+            raise TypeError(f"append_all to {self.name!r}: give a list of events; append(event) takes a single one")
         packed: list[Any] = []
         for event in events:
             packed.append(cell.pack(event))
@@ -129,7 +132,11 @@ class StreamRef(Ref[S]):
             if cell.value is MISSING and cell.data is None and cell.free:
                 cell.present()
             return await super().load()
+        if version is not None:
+            check_number(f"load of {self.name!r}", "version", version)
         if at is not None:
+            if not isinstance(at, datetime):
+                raise TypeError(f"load of {self.name!r}: at is {at!r}; give a datetime with a time zone")
             if version is not None:
                 raise ValueError("load: give version= or at=, not both")
             if at.tzinfo is None:

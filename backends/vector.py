@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from dgents.backends.vector_backend import Kind, VectorBackend
 from dgents.backends.vector_cell import VectorCell
@@ -14,13 +14,14 @@ from dgents.backends.vector_ref import VectorRef
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Resources
 from dgents.runtime.migrations import Migration
+from dgents.runtime.state_type import S
 
 if TYPE_CHECKING:
     from dgents.backends.vector_input import Metric
 
-S = TypeVar("S")
 
 _METRICS = ("cosine", "ip", "l2")
+_INDEXES = ("flat", "hnsw", "ivf")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,13 @@ class VectorAgent(Generic[S]):
     embed: Callable[[S], Any] | None = None
     migrations: Mapping[int, Migration] | None = None
 
-    ref_type: ClassVar[type[VectorRef[Any]]] = VectorRef
+    if TYPE_CHECKING:
+
+        @property
+        def ref_type(self) -> type[VectorRef[S]]: ...
+    else:
+        ref_type = VectorRef
+
     cell_type: ClassVar[type[VectorCell]] = VectorCell
 
     def __post_init__(self) -> None:
@@ -68,6 +75,8 @@ class VectorAgent(Generic[S]):
             raise ValueError(f"index is {self.index!r}; give 'flat', 'hnsw', 'ivf' or a factory string of faiss")
         if self.metric not in _METRICS:
             raise ValueError(f"metric is {self.metric!r}; give 'cosine', 'ip' or 'l2'")
+        if self.index not in _INDEXES:
+            _check_recipe(self.index, self.dimension, self.metric)
         if self.embed is not None and not callable(self.embed):
             raise TypeError(f"embed is {type(self.embed).__name__}; give a function of a state")
         if self.path is not None:
@@ -100,3 +109,16 @@ class VectorAgent(Generic[S]):
         """Make the backend of the actor ``name``; no I/O happens before `Backend.open`."""
         path = Path(os.path.abspath(self.path)) if self.path is not None else None
         return VectorBackend(name, path, Kind(self.dimension, self.index, self.metric), self.codec(), resources)
+
+
+def _check_recipe(index: str, dimension: int, metric: Metric) -> None:
+    """Ask faiss, if it is installed, whether it knows an index; it is loaded for that.
+
+    Raises:
+        ValueError: it doesn't, or can't make it for such vectors.
+    """
+    try:
+        from dgents.backends.vector_ann import Recipe
+    except ImportError:
+        return  # said when an actor is spawned
+    Recipe(index, dimension, metric)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from dgents.backends.vector_input import Id, InvalidVectorError, Metric, Vectors, check_ids, check_vectors
+from dgents.backends.vector_input import Id, Metric, Vectors, check_ids, check_vectors
 from dgents.backends.vector_states import following
 from dgents.runtime.codec import Codec
-from dgents.runtime.errors import StateError
+from dgents.runtime.errors import InvalidVectorError, StateError
 
 _LARGEST_ID = 2**63 - 1
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dgents.runtime.errors import StateSerializationError
+from dgents.runtime.errors import InvalidVectorError
 
 Id: TypeAlias = str | int
 Metric: TypeAlias = Literal["cosine", "ip", "l2"]
@@ -20,21 +20,6 @@ METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
 # Between these squared lengths float32 neither underflows nor overflows, whatever is done with the vector
 # next.
 _SMALLEST, _LARGEST = 1e-30, 1e30
-
-
-class InvalidVectorError(StateSerializationError, ValueError):
-    """A vector that can't be kept or searched with; nothing was changed.
-
-    Args:
-        position: which of the vectors of the call it is, from 0; None where the call as a whole is wrong.
-        id: the id it was to be stored under, if there is one.
-    """
-
-    def __init__(self, message: str, *, position: int | None = None, id: Id | None = None, **fields: Any) -> None:
-        fields.setdefault("path", "$" if position is None else f"$[{position}]")
-        super().__init__(message, **fields)
-        self.position = position
-        self.id = id
 
 
 class Vectors(NamedTuple):

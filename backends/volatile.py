@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
+from dgents.runtime.state_type import S
 from dgents.runtime.turns import MISSING
 
-S = TypeVar("S")
+if TYPE_CHECKING:
+    from dgents.runtime.ref import Ref
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,11 @@ class VolatileAgent(Generic[S]):
     schema: type[S] | None = None
     max_history: int = 100
     migrations: Mapping[int, Callable[[Any], Any]] | None = None
+
+    if TYPE_CHECKING:
+
+        @property
+        def ref_type(self) -> type[Ref[S]]: ...
 
     local = True  # its states never leave the process: any class may be kept without naming a schema
 

@@ -20,7 +20,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -239,9 +239,9 @@ class Cell(StoredTurns):
 
     # Sending
 
-    async def call(self, turn: Callable[..., Any], *args: Any, alone: bool = False) -> Any:
-        """Queue a turn and return its reply."""
-        return await self.send(Envelope(turn, args, self.loop.waiter(), alone=alone))
+    def call(self, turn: Callable[..., Any], *args: Any, alone: bool = False) -> Awaitable[Any]:
+        """Queue a turn, once it is awaited, and return its reply."""
+        return self.send(Envelope(turn, args, self.loop.waiter(), alone=alone))
 
     async def send(self, envelope: Envelope) -> Any:
         """Put an envelope into the mailbox and return its reply.
@@ -273,7 +273,7 @@ class Cell(StoredTurns):
                 outcome="not_started",
                 hint="try again, or spawn it with while_restarting='wait'",
             )
-        if self.mailbox.full and (not waits or self.runtime.overflow == "reject"):
+        if (not waits or self.runtime.overflow == "reject") and self.mailbox.full:
             raise MailboxFullError(
                 f"the mailbox of {self.name!r} is full ({len(self.mailbox)} of {self.mailbox.limit} messages)",
                 actor=self.name,

@@ -73,6 +73,23 @@ class StateSerializationError(StateError, TypeError):
         self.path = path
 
 
+class InvalidVectorError(StateSerializationError, ValueError):
+    """A vector, or the id of one, that can't be kept or searched with; nothing was changed.
+
+    Args:
+        position: which of the vectors of the call it is, from 0; None where the call as a whole is wrong.
+        id: the id it was to be stored under, if there is one.
+    """
+
+    def __init__(
+        self, message: str, *, position: int | None = None, id: str | int | None = None, **fields: Any
+    ) -> None:
+        fields.setdefault("path", "$" if position is None else f"$[{position}]")
+        super().__init__(message, **fields)
+        self.position = position
+        self.id = id
+
+
 class StateCorruptionError(StateError, ValueError):
     """What the store holds can't be read as a state. It is left as it was found.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from dgents.runtime.arguments import check_function
 from dgents.runtime.errors import StateNotFoundError
 from dgents.runtime.patch import parse_path
 from dgents.runtime.turns import MISSING
@@ -68,6 +69,7 @@ class Lens(Generic[P]):
 
     async def update(self, fn: Callable[..., Any], *args: Any) -> P:
         """Replace the part by ``fn(part, *args)``, sync or async, in one turn of the whole; return the new part."""
+        check_function(f"update of {self.path!r} in {self._ref.name!r}", fn)
         cell = self._ref._live()
         part, _ = await cell.call(cell.apply_part, self._path, fn, args)
         self._saw(cell.codec.at(self._path).encode(part))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from dgents.runtime.arguments import check_function
 from dgents.runtime.errors import UnsupportedOperationError
 from dgents.runtime.turns import MISSING
 
@@ -70,6 +71,9 @@ class Update(Message[Any], frozen=True):
     fn: Callable[..., Any]
     args: tuple[Any, ...] = ()
     default: Any = MISSING
+
+    def __post_init__(self) -> None:
+        check_function("Update", self.fn)
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
         return cell.apply_queued, (self.fn, self.args, self.default), False

@@ -20,7 +20,10 @@ def parse_path(path: str) -> tuple[str, ...]:
 
     Raises:
         ValueError: the path or one of its segments is empty, or it ends in a backslash.
+        TypeError: it is no string.
     """
+    if not isinstance(path, str):
+        raise TypeError(f"a path is a string, such as 'users.u1.name' or 'notes.0', not {path!r}")
     segments: list[str] = []
     segment, letters = "", iter(path)
     for letter in letters:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from _thread import get_ident
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from time import time
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import anyio
 
 from dgents.runtime.actor import Cell
+from dgents.runtime.arguments import check_function, check_number, check_text, missing_method
 from dgents.runtime.commit import Failure
+from dgents.runtime.contract import Agent
 from dgents.runtime.errors import AskTimeoutError, StateNotFoundError
 from dgents.runtime.lens import Lens
+from dgents.runtime.loops import Waiter
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.messages import Message
 from dgents.runtime.phase import Phase
@@ -66,6 +69,13 @@ class Ref(Generic[S]):
             isinstance(other, Ref) and self._cell.name == other._cell.name and self._cell.runtime is other._cell.runtime
         )
 
+    if not TYPE_CHECKING:  # what a ref has not got is an error to type checkers
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            raise missing_method(type(self).__name__, self.name, self._cell.agent, name)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return self._cell.runtime.pickled_ref(self._cell.name)
 
@@ -114,6 +124,7 @@ class Ref(Generic[S]):
             form, at = await cell.call(cell.look)
             self._saw(at)
         else:
+            check_number(f"load of {self.name!r}", "version", version)
             form = await self._version(version)
         if form is None:
             if default is not MISSING:
@@ -146,8 +157,10 @@ class Ref(Generic[S]):
 
     async def history(self, limit: int | None = None) -> list[S]:
         """Return earlier states and the current one, oldest first; the newest ``limit`` of them."""
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit is {limit}; give 0 or more, or None for all that are kept")
+        if limit is not None:
+            check_number(f"history of {self.name!r}", "limit", limit)
+            if limit < 0:
+                raise ValueError(f"limit is {limit}; give 0 or more, or None for all that are kept")
         cell = self._live()
         forms = await cell.call(cell.history, limit, alone=True)
         if forms and not cell.absent:  # of a deleted state the newest version is none of these
@@ -225,8 +238,11 @@ class Ref(Generic[S]):
             cell.touched = turn
             state = cell.value
             if state is not MISSING and cell.earlier is not None and cell.data is None:
-                # A number or a string in memory, the hottest path of all: `apply` and `accept`, in line.
-                new = fn(state, *args)
+                try:  # a number or a string in memory, the hottest path of all: `apply` and `accept`, in line
+                    new = fn(state, *args)
+                except TypeError:
+                    check_function(f"update of {self.name!r}", fn)
+                    raise
                 if new is not None and type(new) in cell.scalars:
                     cell.earlier.append(state)
                     cell.value = new
@@ -240,6 +256,7 @@ class Ref(Generic[S]):
                 try:
                     new = cell.apply(fn, args, default)
                 except Exception:
+                    check_function(f"update of {self.name!r}", fn)
                     if cell.gate is not None:  # the error may tell of a version that is not durable yet
                         await cell.gate.wait()
                     raise
@@ -250,13 +267,13 @@ class Ref(Generic[S]):
                 if cell.gate is not None and (failure := await cell.gate.join()) is not None:
                     raise failure.again()
                 return new  # type: ignore[no-any-return]
-            # An async function: it goes on in a task of the runtime's own.
-            try:
+            try:  # an async function: it goes on in a task of the runtime's own
                 new, version = await cell.call(cell.resume, new, fn, args, default)
             except BaseException:
                 new.drop()
                 raise
         else:
+            check_function(f"update of {self.name!r}", fn)
             cell = self._live()
             new, version = await self._ask(
                 cell, request_id, cell.apply_queued, fn, args, default, keeps=True, at_once=True
@@ -273,6 +290,8 @@ class Ref(Generic[S]):
             StateNotFoundError: nothing is saved, or a part on the way is missing; it names the path.
         """
         cell = self._live()
+        if not isinstance(changes, Mapping):
+            raise TypeError(f"patch of {self.name!r}: give a mapping, {{'path.to.field': value}}, not {changes!r}")
         version: int = await self._ask(cell, request_id, cell.patch, dict(changes))
         self._saw(version)
         return version
@@ -390,17 +409,15 @@ class Ref(Generic[S]):
 
     # Inside
 
-    async def _ask(
+    def _ask(
         self, cell: Cell, request_id: str | None, turn: Any, *args: Any, keeps: bool = False, at_once: bool = False
-    ) -> Any:
+    ) -> Awaitable[Any]:
         if request_id is None:
             if at_once and cell.is_shared and (waiter := take_at_once(cell, turn, args, keeps)) is not None:
-                reply = await waiter
-                if type(reply) is Failure:
-                    raise reply.again()
-                return reply
-            return await cell.call(turn, *args)
-        return await cell.call(cell.once, request_id, turn, args, keeps)
+                return _reply_to(waiter)
+            return cell.call(turn, *args)
+        check_text(f"a request to {cell.name!r}", "request_id", request_id)
+        return cell.call(cell.once, request_id, turn, args, keeps)
 
     async def _rest(self, cell: Cell) -> None:
         cell.coop.turn += 1
@@ -419,6 +436,7 @@ class Ref(Generic[S]):
     def _guard(self, if_version: int | None) -> int | None:
         """Return the version that a save may overwrite, as far as this task has seen one."""
         if if_version is not None:
+            check_number(f"save to {self.name!r}", "if_version", if_version)
             return None
         seen: int | None = self._seen().get(self._cell.name)
         return seen
@@ -433,8 +451,8 @@ class Ref(Generic[S]):
 R_co = TypeVar("R_co", bound=Ref[Any], covariant=True)
 
 
-class Referred(Protocol[R_co]):
-    """An agent whose ref has methods of its own, for type checkers."""
+class Referred(Agent, Protocol[R_co]):
+    """An agent as type checkers see it: it says what refs its actors have."""
 
     @property
     def ref_type(self) -> type[R_co]: ...
@@ -447,6 +465,13 @@ class _Blind(Ref[Any]):
 
     def _guard(self, if_version: int | None) -> int | None:
         return None
+
+
+async def _reply_to(waiter: Waiter) -> Any:
+    reply = await waiter
+    if type(reply) is Failure:
+        raise reply.again()
+    return reply
 
 
 def _check_message(message: Any) -> None:

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 import anyio
 
 from dgents.runtime.actor import Cell
+from dgents.runtime.arguments import check_agent, check_text
 from dgents.runtime.codec import Codec
 from dgents.runtime.commit import Committer
 from dgents.runtime.contract import Agent, Store
@@ -63,6 +64,8 @@ class BaseRuntime:
             raise ValueError(f'overflow is {overflow!r}; give "wait" or "reject"')
         if shutdown_timeout < 0:
             raise ValueError(f"shutdown_timeout is {shutdown_timeout}; give seconds, 0 or more")
+        if on_event is not None and not callable(on_event):
+            raise TypeError(f"on_event is {on_event!r}; give a function of an event")
         self.mailbox_size = mailbox_size
         self.overflow = overflow
         self.shutdown_timeout = shutdown_timeout
@@ -182,8 +185,7 @@ class BaseRuntime:
         self.check_thread()
         if not isinstance(name, str) or not name:
             raise ValueError(f"an actor's name is a string that is not empty, not {name!r}")
-        if isinstance(agent, type) or not callable(getattr(agent, "backend", None)):
-            raise TypeError(f"spawn({name!r}): {agent!r} is no agent; give an instance, such as VolatileAgent(0)")
+        check_agent(f"spawn({name!r})", agent)
         if self.closing:
             raise self._closed_error()
         if name in self._cells or self._family(name) is not None:
@@ -281,6 +283,7 @@ class BaseRuntime:
         Raises:
             NameTakenError: the prefix is registered already.
         """
+        check_text("register", "prefix", prefix)
         if not callable(factory):
             raise TypeError(
                 f"register: the factory is {type(factory).__name__}; give a function of the key that returns an agent"
@@ -303,7 +306,9 @@ class BaseRuntime:
                 raise KeyError(f"no actor and no registered prefix for {name!r}; spawn it, or rt.register() its prefix")
             if self.closing:
                 raise self._closed_error()
-            cell = self._virtual[name] = self._make_cell(name, family.make(name))
+            agent = family.make(name)
+            check_agent(f"the factory of {family.prefix!r} for {name!r}", agent)
+            cell = self._virtual[name] = self._make_cell(name, agent)
             cell.virtual = True
         return self._ref(cell)
 

@@ -57,6 +57,8 @@ class StoredTurns(Freshness):
         assert self.committer is not None
         gate = self.gate
         if gate is None or not gate.gathering:
+            if self.phase is Phase.STOPPED:  # a turn has outlived its actor, which writes nothing more
+                cast("Cell", self).refuse()
             self.gate = gate = Staged(self)
             gate.add(record)
             if self.phase is Phase.RESTARTING:

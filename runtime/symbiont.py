@@ -37,6 +37,10 @@ class Symbiont(Generic[I, O, S]):
         *,
         default: Any = MISSING,
     ) -> None:
+        if not callable(logic):
+            raise TypeError(f"Symbiont: the logic is {type(logic).__name__}; give a function of input and state")
+        if not callable(getattr(ref, "update", None)):
+            raise TypeError(f"Symbiont: {ref!r} is no ref; give what spawn returned")
         self.logic = logic
         self.ref = ref
         self.default = default

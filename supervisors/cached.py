@@ -54,6 +54,8 @@ class CachedAgent(Wrapper):
             raise ValueError(f'policy is {policy!r}; give "write-through" or "write-behind"')
         if ttl is not None and ttl <= 0:
             raise ValueError(f"ttl is {ttl}; give seconds, more than 0, or None")
+        if flush is not None and not isinstance(flush, Flush):
+            raise TypeError(f"flush is {flush!r}; give a Flush(max_delay=...)")
         if flush is not None and policy != "write-behind":
             raise ValueError('flush= is for policy="write-behind"')
         self.cache = cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast
 
 from dgents.backends.projection import Projection
 from dgents.runtime.actor import Cell
@@ -58,37 +58,15 @@ class Runtime(BaseRuntime):
         self._root = Supervisor(self, "root")
         self._restores: tuple[str | Path, Mapping[str, Agent] | None] | None = None
 
-    @overload
     async def spawn(
         self,
         name: str,
         agent: Referred[R],
         *,
-        restart: Restart = ...,
-        while_restarting: str = ...,
-        supervisor: Supervisor | None = ...,
-    ) -> R: ...
-
-    @overload
-    async def spawn(
-        self,
-        name: str,
-        agent: Agent,
-        *,
-        restart: Restart = ...,
-        while_restarting: str = ...,
-        supervisor: Supervisor | None = ...,
-    ) -> Ref[Any]: ...
-
-    async def spawn(
-        self,
-        name: str,
-        agent: Any,
-        *,
         restart: Restart = "permanent",
         while_restarting: str = "wait",
         supervisor: Supervisor | None = None,
-    ) -> Any:
+    ) -> R:
         """Start an actor and return its ref, once its backend is open.
 
         Args:
@@ -115,7 +93,7 @@ class Runtime(BaseRuntime):
             cell.depth = parent.depth
             cell.fails_fast = while_restarting == "fail"
 
-        return await self.start(name, agent, supervise)
+        return cast(R, await self.start(name, agent, supervise))
 
     def supervise(self, cell: Cell) -> None:
         """Make a virtual actor a child of the root."""

@@ -13,10 +13,9 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from dgents.runtime.actor import Cell
-from dgents.runtime.contract import Agent
 from dgents.runtime.errors import NameTakenError
 from dgents.runtime.ref import Ref, Referred
 from dgents.supervisors.policy import Backoff, Intensity, Restart, Strategy
@@ -125,19 +124,9 @@ class Supervisor:
 
     # What users do with it
 
-    @overload
     async def spawn(
-        self, name: str, agent: Referred[R], *, restart: Restart = ..., while_restarting: str = ...
-    ) -> R: ...
-
-    @overload
-    async def spawn(
-        self, name: str, agent: Agent, *, restart: Restart = ..., while_restarting: str = ...
-    ) -> Ref[Any]: ...
-
-    async def spawn(
-        self, name: str, agent: Any, *, restart: Restart = "permanent", while_restarting: str = "wait"
-    ) -> Any:
+        self, name: str, agent: Referred[R], *, restart: Restart = "permanent", while_restarting: str = "wait"
+    ) -> R:
         """Start an actor as a child and return its ref; see `Runtime.spawn`."""
         return await self._runtime.spawn(
             name, agent, restart=restart, while_restarting=while_restarting, supervisor=self

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dgents.runtime.arguments import check_agent
 from dgents.runtime.contract import Agent
+
+if TYPE_CHECKING:
+    from dgents.runtime.contract import Backend, Resources
+    from dgents.runtime.ref import Ref
 
 
 class Wrapper:
@@ -14,7 +19,15 @@ class Wrapper:
     """
 
     def __init__(self, inner: Agent) -> None:
+        check_agent(type(self).__name__, inner)
         self.inner = inner
+
+    if TYPE_CHECKING:
+
+        @property
+        def ref_type(self) -> type[Ref[Any]]: ...
+
+        def backend(self, name: str, resources: Resources) -> Backend: ...
 
     def __getattr__(self, name: str) -> Any:
         # Only for what the actor asks of a description (schema, migrations, local, initial, ref_type, ...).

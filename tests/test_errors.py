@@ -14,6 +14,7 @@ ERRORS = [value for value in vars(errors).values() if isinstance(value, type) an
 
 EXTRA = {
     "StateSerializationError": {"path": "$.x"},
+    "InvalidVectorError": {"position": 2, "id": "x"},
     "StateCorruptionError": {"path": "file", "offset": 7},
     "StateTooLargeError": {"size": 9, "limit": 8},
     "StorageError": {"retryable": False},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,10 @@ FILES = [path for layer in LAYERS for path in sorted((ROOT / layer).glob("*.py")
 
 PUBLIC = """
     ActorError ActorStats ActorStoppedError Append AskTimeoutError Backoff CachedAgent DataAgent DeadlockError Delete
-    DgentError EntropyConstrainedAgent Event Flush History Hit LeaseExpiredError Lens Load MailboxFullError
-    Message NameTakenError OwnershipLostError Patch PersistentAgent RedisAgent RedisRef Ref Runtime SQLAgent SQLRef Save
-    Search
-    Snapshot StaleStateError StateCorruptionError StateError StateLockedError StateNotFoundError
+    DgentError EntropyConstrainedAgent Event Flush History Hit InvalidVectorError LeaseExpiredError Lens Load
+    MailboxFullError Message NameTakenError OwnershipLostError Patch PersistentAgent RedisAgent RedisRef Ref Runtime
+    SQLAgent SQLRef Save Search Snapshot StaleStateError StateCorruptionError StateError StateLockedError
+    StateNotFoundError
     StateSerializationError StateTooLargeError StorageError StreamAgent StreamRef Supervisor Symbiont
     Transaction UnsupportedOperationError Update VectorAgent VectorRef VersionConflictError VolatileAgent
     open_sync remindable
@@ -38,6 +39,18 @@ def test_the_public_names_are_these() -> None:
 def test_every_public_name_is_there_and_says_what_it_is() -> None:
     for name in dgents.__all__:
         assert getattr(dgents, name).__doc__, name
+
+
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    page = (ROOT.parent / "docs" / "api.md").read_text()
+    assert not [name for name in dgents.__all__ if not re.search(rf"\b{name}\b", page)]
+
+
+def test_every_method_of_a_ref_is_on_the_page_of_the_api() -> None:
+    page = (ROOT.parent / "docs" / "api.md").read_text()
+    for cls in (dgents.Ref, dgents.Lens, dgents.SQLRef, dgents.StreamRef, dgents.VectorRef, dgents.RedisRef):
+        public = [name for name, value in vars(cls).items() if name[0] != "_" and callable(value)]
+        assert not [name for name in public if not re.search(rf"\b{name}\b", page)], cls
 
 
 def imported(path: Path) -> set[str]:
