@@ -35,6 +35,9 @@ Versions keep their numbers: a history of which the newest 100 versions are left
 some in the middle are missing, those before them get the numbers next to the ones after them. Times and schema versions
 are kept; epochs begin anew, and times to live are not copied. Programs may go on using SRC: what they write after a
 state was read is not copied.
+
+Only states are copied. Reminders, the events of streams and the entries of vector stores are not, and what is left out
+is named at the end: streams and vector stores in folders are copied with their folder, while nobody owns them.
 """
 
 
@@ -132,10 +135,12 @@ def verify(chosen: argparse.Namespace) -> int:
     from dgents.listing import escaped
     from dgents.places import locate, open_place
     from dgents.runtime.errors import StateCorruptionError
+    from dgents.stores import NotOurs, Other, counted
     from dgents.stores import verify as findings
 
     place = locate(chosen.uri)
     states = versions = faults = 0
+    others: list[Other] = []
     try:
         with open_place(place) as store:
             for finding in findings(store):
@@ -145,14 +150,21 @@ def verify(chosen: argparse.Namespace) -> int:
                 elif finding.records:
                     states += 1
                     versions += len(finding.records)
+            others = store.others()
+    except NotOurs as error:
+        print(escaped(str(error)))
+        return _DAMAGED
     except StateCorruptionError as error:  # there is no opening it
         faults += 1
         print(f"damaged: {escaped(str(error))}")
-    whole = f"{_count(states, 'state')} with {_count(versions, 'version')}"
+    whole = f"{counted(states, 'state')} with {counted(versions, 'version')}"
     if faults:
-        print(f"{place.safe}: {_count(faults, 'fault')} found; {whole} could be read whole")
+        print(f"{place.safe}: {counted(faults, 'fault')} found; {whole} could be read whole")
         return _DAMAGED
-    print(f"{place.safe}: {whole}, all whole" if states else f"there are no states in {place.safe}")
+    checked = [*([whole] if states else []), *(other.what for other in others if other.is_checked)]
+    print(f"{place.safe}: {', '.join(checked)}, all whole" if checked else f"there are no states in {place.safe}")
+    if not all(other.is_checked for other in others):
+        print(f"not checked: {', '.join(other.what for other in others if not other.is_checked)}")
     return 0
 
 
@@ -161,12 +173,15 @@ def copy(chosen: argparse.Namespace) -> int:
     from dgents.copying import copy as copy_states
     from dgents.listing import progress
     from dgents.places import locate
+    from dgents.stores import counted
 
     source, destination = locate(chosen.source), locate(chosen.destination)
     with progress("copying") as on_progress:
         done = copy_states(source, destination, table=chosen.table, on_progress=on_progress, on_warning=_complain)
-    text = f"copied {_count(done.states, 'state')} with {_count(done.versions, 'version')} to {destination.safe}"
-    print(f"{text}; {_count(done.present, 'state')} had been copied before" if done.present else text)
+    text = f"copied {counted(done.states, 'state')} with {counted(done.versions, 'version')} to {destination.safe}"
+    print(f"{text}; {counted(done.present, 'state')} had been copied before" if done.present else text)
+    if done.left_out:
+        print(f"not copied: {', '.join(done.left_out)}")
     return 0
 
 
@@ -231,10 +246,6 @@ def _only(found: list[Stored], key: str, place: str) -> Stored:
         tables = ", ".join(str(stored.table) for stored in found)
         raise LookupError(f"the state {key!r} is in the tables {tables} of {place}; choose one with --table")
     return found[0]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _one_line(error: BaseException) -> str:

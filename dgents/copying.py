@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,11 +41,12 @@ _TABLE = "states"
 
 @dataclass
 class Copied:
-    """What a copy did: how many states and versions it wrote, and how many states were there already."""
+    """What a copy did: how many states and versions it wrote, how many states were there already, what it left out."""
 
     states: int = 0
     versions: int = 0
     present: int = 0
+    left_out: list[str] = field(default_factory=list)
 
 
 def copy(
@@ -77,15 +78,21 @@ def copy(
             )
     with open_place(source, table if source.has_tables else None) as contents:
         entries = list(contents.entries())
+        left_out = [other.what for other in contents.others()]
         if not entries:
-            raise StateNotFoundError(f"there are no states in {source.safe}", hint="check the path")
+            raise StateNotFoundError(
+                f"there are no states in {source.safe}",
+                hint=f"there is {', '.join(left_out)}, which can't be copied" if left_out else "check the path",
+            )
         if destination.kind == "file" and len(entries) > 1:
             raise ValueError(
                 f"{destination.safe} would be the file of one state, and there are {len(entries)} in {source.safe}; "
                 "write NAME/ for a folder, NAME.db for a database"
             )
         with Target(destination, None if source.has_tables else table) as target:
-            return anyio.run(_Work(target, on_progress, on_warning).run, entries)
+            copied = anyio.run(_Work(target, on_progress, on_warning).run, entries)
+            copied.left_out = left_out
+            return copied
 
 
 class Target:

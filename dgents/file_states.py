@@ -7,12 +7,17 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from dgents.backends import files
+from dgents.backends.file import REMINDERS
+from dgents.backends.file_format import begins_as_state
 from dgents.backends.file_inspect import SUFFIX, read_states, state_files
 from dgents.backends.file_reader import LOG_SUFFIX
 from dgents.backends.file_state import LOCK_SUFFIX
-from dgents.backends.files import safe_name
+from dgents.backends.files import safe_name, storage_errors
+from dgents.backends.stream_inspect import is_stream
+from dgents.backends.vector_inspect import is_vectors
 from dgents.runtime.errors import StateCorruptionError, StorageError, UnsupportedOperationError
-from dgents.stores import Entry, Store, Stored, entry
+from dgents.stores import Entry, NotOurs, Other, Store, Stored, counted, entry
 
 
 @contextmanager
@@ -21,6 +26,7 @@ def open_files(place: str) -> Iterator[Store]:
 
     Raises:
         StorageError: there is nothing.
+        NotOurs: it is a file of another program.
         UnsupportedOperationError: it is the folder of a journal.
     """
     path = Path(place)
@@ -31,6 +37,8 @@ def open_files(place: str) -> Iterator[Store]:
             f"{place} is a journal, which holds no states by key",
             hint="open it with the agent that wrote it; a StreamAgent's ref has verify() and events()",
         )
+    if path.is_file():
+        _check_beginning(path)
     yield FileStates(path)
 
 
@@ -55,6 +63,20 @@ class FileStates:
     def damage(self) -> Iterator[StateCorruptionError]:
         return iter(())
 
+    def others(self) -> list[Other]:
+        if not self._path.is_dir():
+            kept = self._path.parent / REMINDERS / self._path.name
+            return [Other("reminders", False)] if kept.exists() else []
+        folders = [path for path in self._path.iterdir() if path.is_dir()]
+        counts = {
+            "stream": sum(map(is_stream, folders)),
+            "vector store": sum(map(is_vectors, folders)),
+        }
+        found = [Other(counted(count, what), False) for what, count in counts.items() if count]
+        if (self._path / REMINDERS).is_dir() and state_files(self._path / REMINDERS):
+            found.append(Other("reminders", False))
+        return found
+
     def _paths(self) -> list[Path]:
         if not self._path.is_dir():
             return [self._path]
@@ -65,6 +87,21 @@ class FileStates:
             if path.suffix == SUFFIX or path.with_name(path.name + LOCK_SUFFIX).exists():
                 found.add(path)
         return sorted(found)
+
+
+def _check_beginning(path: Path) -> None:
+    """Tell a file of another program from one of ours that is damaged: ours has its lock or its history beside it."""
+    if path.suffix == SUFFIX or any(path.with_name(path.name + end).exists() for end in (LOCK_SUFFIX, LOG_SUFFIX)):
+        return
+    with storage_errors(path, "read"):
+        content = files.layer.read(path)
+    if not begins_as_state(content):
+        raise NotOurs(
+            f"{path} is no file of dgents: it does not begin as one",
+            path=str(path),
+            offset=0,
+            hint="it was left as it is; check the path, or restore a backup if it held a state",
+        )
 
 
 def _read_file(path: Path) -> Stored:

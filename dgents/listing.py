@@ -32,8 +32,11 @@ def print_states(store: Store, place: str) -> None:
         line = f"{row.version:>9,}  {row.versions:>6,}  {size:>12}  {_when(row.saved_at):<19}"
         table = f"  {escaped(row.table):<12}" if row.table is not None else ""
         print(f"{line}{table}  {escaped(row.key)}")
+    others = ", ".join(other.what for other in store.others())
     if not count:
-        print(f"there are no states in {place}")
+        print(f"there are no states in {place}" + (f", but {others}" if others else ""))
+    elif others:
+        print(f"beside these: {others}")
 
 
 def to_json(stored: Stored) -> str:

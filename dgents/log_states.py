@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from dgents.backends.file import REMINDERS
 from dgents.backends.file_inspect import state_files
 from dgents.backends.files import safe_name
 from dgents.backends.stream_inspect import is_stream, read_stream, stream_key
 from dgents.backends.vector_inspect import is_vectors, read_vectors
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StateCorruptionError
-from dgents.stores import Entry, Stored, entry
+from dgents.stores import Entry, Other, Stored, entry
 
 
 def kind_of(path: Path) -> Literal["vectors", "streams"] | None:
@@ -42,11 +43,15 @@ class VectorStates:
     def damage(self) -> Iterator[StateCorruptionError]:
         return iter(())
 
+    def others(self) -> list[Other]:
+        return []
+
 
 class StreamStates:
     """A stream a state, each of its events a version; see `stores.Store`."""
 
     def __init__(self, path: Path) -> None:
+        self._reminders = (path.parent if is_stream(path) else path) / REMINDERS
         self._paths = [path] if is_stream(path) else sorted(filter(is_stream, path.iterdir()))
 
     def entries(self) -> Iterator[Entry]:
@@ -58,6 +63,9 @@ class StreamStates:
 
     def damage(self) -> Iterator[StateCorruptionError]:
         return iter(())
+
+    def others(self) -> list[Other]:
+        return [Other("reminders", False)] if self._reminders.is_dir() else []
 
 
 def _read_stream(path: Path) -> Stored:

@@ -24,7 +24,7 @@ from dgents.stores import Store
 
 Kind: TypeAlias = Literal["sqlite", "postgres", "redis", "file", "folder", "vectors", "streams"]
 
-_SQLITE_MAGIC = b"SQLite format 3\0"
+SQLITE_MAGIC = b"SQLite format 3\0"
 _CHECKPOINT_MAGIC = b"dgents-checkpoint"
 _DATABASE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
@@ -69,7 +69,7 @@ def locate(uri: str) -> Place:
             return Place(kind, uri, uri)
     if path.is_dir() or uri.endswith(os.sep):
         return Place("folder", os.path.join(uri, ""), uri)
-    if path.suffix in _DATABASE_SUFFIXES or _begins_with(path, _SQLITE_MAGIC):
+    if path.suffix in _DATABASE_SUFFIXES or _begins_with(path, SQLITE_MAGIC):
         return Place("sqlite", uri, uri)
     if _begins_with(path, _CHECKPOINT_MAGIC):
         raise ValueError(f"{uri} is a checkpoint of a runtime; bring it up with Runtime.restore and look there")

@@ -19,7 +19,7 @@ from dgents.backends.redis_keys import RedisKeys
 from dgents.backends.redis_url import parse_redis_url
 from dgents.runtime.contract import Request
 from dgents.runtime.errors import StateCorruptionError
-from dgents.stores import Entry, Stored, entry
+from dgents.stores import Entry, Other, Stored, entry
 
 T = TypeVar("T")
 
@@ -64,6 +64,9 @@ class RedisStates:
 
     def damage(self) -> Iterator[StateCorruptionError]:
         return iter(())
+
+    def others(self) -> list[Other]:
+        return [Other("reminders", True)] if self._read(REMINDERS_KEY).records else []
 
     def _read(self, key: str) -> Stored:
         records = self._call(partial(self._inspector.records, key))

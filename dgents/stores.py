@@ -49,6 +49,17 @@ class Entry(NamedTuple):
     summary: Callable[[], Summary]
 
 
+class Other(NamedTuple):
+    """What a place holds besides states, in words; ``is_checked`` says whether `Store.damage` has looked at it."""
+
+    what: str
+    is_checked: bool
+
+
+class NotOurs(StateCorruptionError):
+    """What is there does not begin as anything of dgents does: another program's, or nothing any more."""
+
+
 class Store(Protocol):
     """A place that is open for reading."""
 
@@ -62,6 +73,10 @@ class Store(Protocol):
 
     def damage(self) -> Iterator[StateCorruptionError]:
         """Yield what is wrong with the place itself; its states are checked as they are read."""
+        ...
+
+    def others(self) -> list[Other]:
+        """Return what is there besides states: streams, vectors, reminders."""
         ...
 
 
@@ -83,6 +98,11 @@ def summarize(stored: Stored) -> Summary:
     current = stored.records[-1]
     size = None if current.data is None else len(current.data)
     return Summary(stored.table, stored.key, current.version, len(stored.records), size, current.saved_at)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``"1 state"``, ``"2 states"``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def entry(read: Callable[[], Stored]) -> Entry:

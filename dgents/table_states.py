@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from dgents.backends.files import storage_errors
 from dgents.backends.sql import REMINDERS
 from dgents.backends.sqlite_inspect import SqliteInspector
+from dgents.places import SQLITE_MAGIC
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StateCorruptionError, StorageError
-from dgents.stores import Entry, Store, Stored, Summary
+from dgents.stores import Entry, NotOurs, Other, Store, Stored, Summary, counted
 
 
 @contextmanager
@@ -21,6 +24,8 @@ def open_sqlite(path: str, table: str | None = None) -> Iterator[Store]:
         StorageError: there is no such database, or no such table in it.
         StateCorruptionError: it is no database, or a broken one.
     """
+    if os.path.isfile(path):
+        _check_magic(path)
     with SqliteInspector(path) as database:
         yield _tables_of(database, path, table)
 
@@ -38,10 +43,27 @@ def open_postgres(uri: str, table: str | None = None) -> Iterator[Store]:
         yield _tables_of(database, database.place.safe, table)
 
 
+def _check_magic(path: str) -> None:
+    with storage_errors(path, "read"), open(path, "rb") as file:
+        beginning = file.read(len(SQLITE_MAGIC))
+    if beginning and beginning != SQLITE_MAGIC:
+        raise NotOurs(
+            f"{path} is no SQLite database: it does not begin as one",
+            path=path,
+            offset=0,
+            hint="it was left as it is; check the path, or restore a copy if it was one",
+        )
+
+
 def _tables_of(database: Inspector, place: str, table: str | None) -> TableStates:
     tables = database.tables()
     if table is not None and table not in tables:
-        raise StorageError(f"there is no table {table!r} of states in {place}", retryable=False)
+        names = ", ".join(repr(name) for name in tables if name != REMINDERS)
+        raise StorageError(
+            f"there is no table {table!r} of states in {place}",
+            retryable=False,
+            hint=f"there are {names}" if names else "there is no table of states at all",
+        )
     return TableStates(database, [name for name in tables if name != REMINDERS] if table is None else [table])
 
 
@@ -69,6 +91,10 @@ class Inspector(Protocol):
     def requests(self, table: str, key: str) -> list[Request]: ...
     def verify(self) -> Iterable[StateCorruptionError]: ...
 
+    @property
+    def verifies_streams(self) -> bool: ...
+    def streams(self) -> tuple[int, int]: ...
+
 
 class TableStates:
     """A row a version; see `stores.Store`."""
@@ -89,6 +115,16 @@ class TableStates:
 
     def damage(self) -> Iterator[StateCorruptionError]:
         yield from self._database.verify()
+
+    def others(self) -> list[Other]:
+        streams, events = self._database.streams()
+        found = []
+        if streams:
+            what = f"{counted(streams, 'stream')} with {counted(events, 'event')}"
+            found.append(Other(what, self._database.verifies_streams))
+        if REMINDERS in self._database.tables() and any(self._database.states(REMINDERS)):
+            found.append(Other("reminders", True))
+        return found
 
     def _entry(self, table: str, state: StoredState) -> Entry:
         summary = Summary(table, state.key, state.version, state.versions, state.size, state.saved_at)

@@ -1,4 +1,4 @@
-"""What the tests of streams share: the events of SEED.md's example, a fold that changes its argument, every log."""
+"""What the tests of streams share: the events of users, a fold that changes its argument, every log."""
 
 from __future__ import annotations
 

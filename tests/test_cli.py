@@ -292,6 +292,70 @@ def test_verify_ends_with_1_for_a_file_that_is_nothing_of_the_kind(
     assert name in capsys.readouterr().out.splitlines()[0]
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "app.json", "empty-file", "fake.db"])
+def test_a_file_of_another_program_is_not_called_damaged(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / name).write_text("" if name == "empty-file" else '{"theirs": 1}')
+    assert (main(["verify", name]), main(["inspect", name])) == (1, 2)
+    for text in capsys.readouterr():
+        assert f"{name} is no" in text
+        assert "damaged" not in text
+
+
+def test_a_state_whose_file_was_overwritten_is_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_states(("a", dgents.PersistentAgent("a.json")), states=([1],))
+    (folder / "a.json").write_text("no state any more")
+    assert main(["verify", "a.json"]) == 1
+    assert capsys.readouterr().out.startswith("damaged: a.json is damaged at byte 0")
+
+
+def test_the_tables_that_there_are_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_states(("a", dgents.SQLAgent("state.db", "others")), states=([1],))
+    assert main(["inspect", "state.db", "--table", "nope"]) == 2
+    assert "there are 'others', 'states'" in capsys.readouterr().err
+
+
+def make_others(states: Any, log: str) -> None:
+    """Leave a stream and a reminder beside the states of a place, or nothing but them."""
+
+    async def make() -> None:
+        async with dgents.Runtime() as rt:
+            orders = await rt.spawn("orders", dgents.StreamAgent(max, 0, event_log=log))
+            await orders.append_all([1, 2, 3])
+            if states is not None:
+                ada = await rt.spawn("ada", states)
+                await ada.remind("later", dgents.Save({"visits": 0}), every=3600)
+
+    anyio.run(make)
+
+
+def test_what_is_beside_the_states_of_a_database_is_verified_and_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_others(dgents.SQLAgent("state.db"), "sqlite:///state.db")
+    others = "1 stream with 3 events, reminders"
+    assert printed(capsys, "verify", "state.db") == f"state.db: 2 states with 4 versions, {others}, all whole\n"
+    assert printed(capsys, "inspect", "state.db").endswith(f"beside these: {others}\n")
+    assert printed(capsys, "copy", "state.db", "copies/").endswith(f"not copied: {others}\n")
+
+
+def test_a_database_of_nothing_but_events_is_verified(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_others(None, "sqlite:///events.db")
+    assert printed(capsys, "verify", "events.db") == "events.db: 1 stream with 3 events, all whole\n"
+    assert printed(capsys, "inspect", "events.db") == "there are no states in events.db, but 1 stream with 3 events\n"
+    assert main(["copy", "events.db", "copy.db"]) == 2
+    assert "1 stream with 3 events, which can't be copied" in capsys.readouterr().err
+
+
+def test_what_is_beside_the_states_of_a_folder_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_states(("ada", dgents.PersistentAgent("files/")), states=({"visits": 1},))
+    make_others(dgents.PersistentAgent("files/"), "files/")
+    *_, text = printed(capsys, "verify", "files/").splitlines()
+    assert text == "not checked: 1 stream, reminders"
+    assert printed(capsys, "copy", "files/", "copy.db").endswith("not copied: 1 stream, reminders\n")
+
+
 def test_verify_finds_a_state_that_is_no_messagepack(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from dgents.runtime.contract import Record
     from dgents.stores import Stored, verify

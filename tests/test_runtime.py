@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import dgents
 from dgents.runtime.events import Event
 from tests.calls import calls
 from tests.fake_store import FakeAgent, FakeStore, fails_before
+from tests.held import Door, HeldAgent
 
 # Actors
 
@@ -197,6 +199,58 @@ class TestLookingIn:
 # The end
 
 
+def durable(kind: str, folder: Path) -> Any:
+    """Return a description of one durable actor."""
+    if kind == "sqlite":
+        return dgents.SQLAgent(str(folder / "s.db"))
+    if kind == "stream":
+        return dgents.StreamAgent(max, 0, event_log=folder / "log")
+    file = dgents.PersistentAgent(folder / "f.json")
+    flush = dgents.Flush(journal=folder / "journal")
+    return (
+        file if kind == "file" else dgents.CachedAgent(dgents.VolatileAgent(), file, policy="write-behind", flush=flush)
+    )
+
+
+def open_files(folder: Path) -> list[str]:
+    """Return which files in a folder this process has open."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+    return [path for path in found if path.startswith(str(folder))]
+
+
+class Stuck:
+    """A turn that is still running when its runtime can wait no longer."""
+
+    def __init__(self) -> None:
+        self._go_on = anyio.Event()
+
+    async def turn(self, _: Any) -> int:
+        await self._go_on.wait()
+        return 2
+
+    async def miss_the_deadline(self, agent: Any) -> None:
+        async with dgents.Runtime(shutdown_timeout=0.05) as rt:
+            ref = await rt.spawn("a", agent)
+            await ref.save(1)
+            ref.tell(dgents.Update(self.turn))
+
+    async def go_on(self) -> None:
+        """Let the turn end, and wait for what comes of it."""
+        self._go_on.set()
+        for _ in range(5):
+            await anyio.wait_all_tasks_blocked()
+            await anyio.sleep(0.02)  # a store works in threads
+
+
+async def can_be_opened(agent: Any, *, holds: Any = 0) -> None:
+    """Open the store of an agent in a new runtime: nobody has kept its lock."""
+    async with dgents.Runtime() as rt:
+        assert await (await rt.spawn("a", agent)).load(default=0) == holds
+
+
 @pytest.mark.anyio
 class TestTheEnd:
     async def test_leaving_lets_what_is_queued_and_running_finish(self, anyio_backend: str) -> None:
@@ -259,6 +313,65 @@ class TestTheEnd:
                 await anyio.sleep_forever()
         async with dgents.Runtime() as rt:
             assert await (await rt.spawn("a", agent)).load() == "told"
+
+    @pytest.mark.parametrize("kind", ["file", "sqlite", "stream"])
+    async def test_an_actor_that_is_being_spawned_when_its_runtime_closes_is_refused_and_nothing_stays_locked(
+        self, anyio_backend: str, kind: str, tmp_path: Path
+    ) -> None:
+        opening, runtime, agent = Door(), dgents.Runtime(), durable(kind, tmp_path)
+        opening.shut()
+        async with calls() as run:
+            rt = await runtime.__aenter__()
+            spawning = run(rt.spawn, "a", HeldAgent(agent, opening=opening))
+            await opening.reached()
+            leaving = await run.blocked(rt.__aexit__, None, None, None)
+            assert not leaving.done, "it waits for the one who is on its way in"
+            opening.open()
+            with pytest.raises(dgents.ActorStoppedError, match="closed"):
+                await spawning.result()
+            await leaving.result()
+        await can_be_opened(agent)
+
+    async def test_whenever_a_runtime_closes_a_spawning_ends_in_an_error_or_in_an_actor_that_is_closed(
+        self, anyio_backend: str, tmp_path: Path
+    ) -> None:
+        agent, outcomes, head_start = dgents.PersistentAgent(tmp_path / "f.json"), [], 0
+        while "closed" not in outcomes:
+            async with calls() as run:
+                async with dgents.Runtime() as rt:
+                    spawning = run(rt.spawn, "a", agent)
+                    for _ in range(head_start):
+                        await anyio.lowlevel.checkpoint()
+                try:
+                    await spawning.result()
+                    outcomes.append("closed")
+                except dgents.ActorStoppedError:
+                    outcomes.append("refused")
+            await can_be_opened(agent)
+            head_start = 2 * head_start + 1
+        assert outcomes[0] == "refused"
+
+    @pytest.mark.parametrize("kind", ["file", "sqlite", "behind"])
+    async def test_after_a_missed_deadline_another_runtime_can_open_the_same_store(
+        self, anyio_backend: str, kind: str, tmp_path: Path
+    ) -> None:
+        agent, stuck = durable(kind, tmp_path), Stuck()
+        with pytest.raises(dgents.StorageError, match="'a'"):
+            await stuck.miss_the_deadline(agent)
+        await can_be_opened(agent, holds=1)
+        await stuck.go_on()
+
+    @pytest.mark.parametrize("kind", ["file", "sqlite", "behind"])
+    async def test_a_turn_that_ends_after_the_deadline_writes_nothing_more_and_opens_nothing(
+        self, anyio_backend: str, kind: str, tmp_path: Path
+    ) -> None:
+        agent, stuck = durable(kind, tmp_path), Stuck()
+        with pytest.raises(dgents.StorageError, match="'a'"):
+            await stuck.miss_the_deadline(agent)
+        opened = open_files(tmp_path)
+        await stuck.go_on()
+        assert open_files(tmp_path) == opened == []
+        await can_be_opened(agent, holds=1)
 
     @pytest.mark.parametrize("options", [{"mailbox_size": 0}, {"overflow": "drop"}, {"shutdown_timeout": -1}])
     def test_what_can_not_be_right_is_refused(self, options: Any) -> None:

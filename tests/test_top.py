@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import dgents
-from dgents.top import look, top
+from dgents.top import look, render, top
 
 pytestmark = pytest.mark.anyio
 
@@ -25,6 +25,22 @@ async def test_top_shows_the_tree_and_the_figures_of_a_running_runtime(tmp_path:
         await anyio.to_thread.run_sync(lambda: top(tmp_path / "socket", rounds=1, console=console))
     assert "team (one_for_all)" in shown.getvalue()
     assert "worker" in shown.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+async def test_no_line_is_torn_at_the_width_of_the_terminal(width: int, tmp_path: Path) -> None:
+    name = "user/" + "long" * 20
+    async with dgents.Runtime(inspect=tmp_path / "socket") as rt:
+        await (await rt.spawn(name, dgents.SQLAgent(str(tmp_path / "s.db")))).save({"n": 1})
+        now = await anyio.to_thread.run_sync(look, tmp_path / "socket")
+    now["actors"][name] |= {"mailbox": 1_024, "turns": 1_234_567, "version": 1_234_567, "at_risk": 16_000, "busy": True}
+    before = {"actors": {name: now["actors"][name] | {"turns": 0}}}
+    shown = io.StringIO()
+    Console(file=shown, width=width).print(render(now, before, 1.0, width))
+    *_, tree, _, head, row = shown.getvalue().splitlines()
+    assert "user/long" in tree
+    assert {"actor", "state", "mailbox", "turns/s", "p50", "p99", "risk"} <= set(head.split())
+    assert {"running", "*", "1,024", "1,234,567", "16,000"} <= set(row.split())
 
 
 async def test_only_its_owner_may_look_in(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import dgents
 from dgents import Hit, Search, UnsupportedOperationError, VectorAgent, VectorRef
-from dgents.backends.vector_input import InvalidVectorError
+from dgents.runtime.errors import InvalidVectorError
 
 pytestmark = pytest.mark.anyio
 
@@ -283,6 +283,8 @@ async def test_a_save_for_another_version_conflicts(facts: VectorRef[Fact]) -> N
         ({"dimension": True}, ValueError),
         ({"dimension": 3, "metric": "dot"}, ValueError),
         ({"dimension": 3, "index": ""}, ValueError),
+        ({"dimension": 3, "index": "bogus"}, ValueError),
+        ({"dimension": 3, "index": "IDMap,Flat"}, ValueError),
         ({"dimension": 3, "path": ""}, ValueError),
         ({"dimension": 3, "embed": 5}, TypeError),
     ],
@@ -292,7 +294,6 @@ def test_a_wrong_argument_is_refused_before_anything_is_opened(arguments: Any, e
         VectorAgent(**arguments)
 
 
-async def test_an_index_that_faiss_does_not_know_is_refused_by_spawn(rt: dgents.Runtime) -> None:
-    with pytest.raises(ValueError, match="can't have dimension 3"):
-        await rt.spawn("m", VectorAgent(3, index="HNSW32,Nonsense"))
-    assert rt.names() == []
+def test_an_index_that_faiss_does_not_know_is_refused_with_its_reason() -> None:
+    with pytest.raises(ValueError, match=r"index='HNSW32,Nonsense' can't have dimension 3.*or a factory string"):
+        VectorAgent(3, index="HNSW32,Nonsense")

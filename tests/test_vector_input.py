@@ -11,8 +11,7 @@ import pytest
 
 from dgents.backends.vector_backend import vector_engine
 from dgents.backends.vector_index import VectorIndex
-from dgents.backends.vector_input import InvalidVectorError
-from dgents.runtime.errors import StateSerializationError
+from dgents.runtime.errors import InvalidVectorError, StateSerializationError
 from tests.vector_kit import filled, vectors
 
 

@@ -69,6 +69,11 @@ def _postgres(ownership: Literal["exclusive", "shared"]) -> Callable[..., Any]:
     return make
 
 
+def _latest(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what makes the same agents without a history."""
+    return lambda place, key, **options: make(place, key, **{"max_history": 0, **options})
+
+
 @contextmanager
 def _a_postgres(_: Path) -> Iterator[Any]:
     with postgres_server() as server:
@@ -88,6 +93,8 @@ SUBJECTS = (
     Subject("sqlite-shared", _sqlite("shared"), _SHARED),
     Subject("redis", _redis("exclusive"), _EXCLUSIVE, redis_server),
     Subject("redis-shared", _redis("shared"), _SHARED, redis_server),
+    Subject("redis-latest", _latest(_redis("shared")), _SHARED - {"history"}, redis_server),  # as it is by default
+    Subject("sqlite-latest", _latest(_sqlite("exclusive")), _EXCLUSIVE - {"history"}),
     Subject("postgres", _postgres("exclusive"), _EXCLUSIVE, _a_postgres),
     Subject("postgres-shared", _postgres("shared"), _SHARED, _a_postgres),
 )

@@ -156,6 +156,7 @@ class TestWatch:
 
 
 class TestMessages:
+    @pytest.mark.needs("history")
     async def test_messages_do_what_the_methods_do(self, world: World) -> None:
         ref = await world.spawn()
         assert await ref.ask(dgents.Load(default=None)) is None
@@ -300,6 +301,7 @@ def split_name(state: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.needs("durable")
 class TestRestart:
+    @pytest.mark.needs("history")
     async def test_state_version_and_history_are_there_after_a_restart(self, world: World) -> None:
         ref = await world.spawn()
         for text in "abc":
@@ -329,6 +331,7 @@ class TestRestart:
         assert await again.update(lambda n: n + 1) == 2
         assert await ref.load() == 2, "the old ref finds the new actor"
 
+    @pytest.mark.needs("history")
     async def test_old_states_are_lifted_when_they_are_opened(self, world: World) -> None:
         ref = await world.spawn(schema=Old)
         await ref.save(Old("Ada Lovelace"))

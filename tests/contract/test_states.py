@@ -273,6 +273,7 @@ class TestDeletion:
 
 
 class TestImmutability:
+    @pytest.mark.needs("history")
     async def test_an_immutable_state_round_trips_through_updates(self, world: World) -> None:
         ref = await world.spawn(schema=Point)
         await ref.save(Point(0, 0))

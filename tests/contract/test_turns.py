@@ -178,6 +178,7 @@ class TestTransaction:
 
 
 class TestForUpdate:
+    @pytest.mark.needs("history")
     async def test_load_takes_the_turn_and_save_gives_it_back(self, world: World) -> None:
         ref = await world.spawn()
         await ref.save(1)
@@ -339,6 +340,7 @@ class TestPatch:
         assert await ref.load() == {"a": 1}
         assert (await ref.snapshot()).version == 1
 
+    @pytest.mark.needs("history")
     async def test_many_patches_and_a_typed_state(self, world: World) -> None:
         ref = await world.spawn(schema=Profile)
         await ref.save(Profile("Ada"))
@@ -361,6 +363,7 @@ class TestPatch:
         with pytest.raises(dgents.StateNotFoundError):
             await ref.patch({"a": 1})
 
+    @pytest.mark.needs("history")
     async def test_patches_mix_with_saves_and_updates(self, world: World) -> None:
         ref = await world.spawn()
         await ref.save({"n": 0})
