@@ -320,7 +320,9 @@ class StreamBackend(Generic[S]):
             raise self._compacted(f"the state after event {version}")
         for kept in (self.latest, self.floor):
             # A snapshot in front of the floor leads nowhere: the events after it are gone.
-            if kept is not None and self.oldest <= kept.version <= version and (until is None or kept.saved_at <= until):
+            if kept is None or not self.oldest <= kept.version <= version:
+                continue
+            if until is None or kept.saved_at <= until:
                 state = self.plan.codec.decode(kept.state, kept.schema)
                 return Point(state, kept.version, kept.epoch, kept.saved_at, kept.link)
         if self.floor is not None:
