@@ -44,7 +44,8 @@ def run(
         compare: the ``json`` of an earlier run, to show the change against it.
 
     Returns:
-        0; or 1 if a suite's result could not be verified: stderr says which, and no figure of it is shown.
+        0; or 1 if a suite failed, or a result of it could not be verified: stderr says which, and no figure of it is
+        shown.
 
     Raises:
         ValueError: a suite's name is unknown, or ``compare`` holds no run.
@@ -81,6 +82,8 @@ def run_suites(
                 results += measured(suite, Path(scratch), quick, console, share)
             except VerificationError as error:
                 failures.append(f"{suite.NAME}: no figures, because a result could not be verified: {error}")
+            except Exception as error:  # of a library that is compared, perhaps: the other suites have their figures
+                failures.append(f"{suite.NAME}: no figures, because it failed: {type(error).__name__}: {error}")
     done = Run(where, results, quick)
     titles = {suite.NAME: suite.TITLE for suite in chosen}
     show(console, done, titles)

@@ -320,6 +320,20 @@ def test_a_suite_whose_time_is_up_keeps_its_rows(tmp_path: Path, monkeypatch: py
     assert "its time is up" in shown
 
 
+def test_a_suite_that_fails_leaves_the_others_their_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(bench: Bench) -> None:
+        raise LookupError("no such thing")
+
+    output = Console(file=StringIO(), width=120)
+    good = FakeSuite(lambda bench: bench.row("counted", [1.0], "/s"), NAME="good")
+    status = run_suites([FakeSuite(fail), good], True, None, None, None, console=output)
+
+    assert status == 1
+    assert isinstance(output.file, StringIO)
+    assert "counted" in output.file.getvalue()
+    assert "fake: no figures, because it failed: LookupError: no such thing" in capsys.readouterr().err
+
+
 def test_curves_and_percentiles_are_drawn(tmp_path: Path) -> None:
     shares = {"p99": 20.0, "p99.9": 3_000.0}
     curve = [result(panel="actors", x=x, row=row) for x in (1.0, 10.0) for row in ("a", "b")]
