@@ -11,6 +11,7 @@ import msgspec
 
 from dgents.backends.journal import Journal
 from dgents.benchmarks.bench import Bench
+from dgents.benchmarks.loops import HAS_TRIO
 from dgents.benchmarks.measure import Contender, Sample
 from dgents.benchmarks.ours import Dgent, MakeAgent, behind, cached, volatile
 from dgents.benchmarks.peers.raw_journal import fdatasync, framed
@@ -19,7 +20,7 @@ from dgents.benchmarks.states import profile
 
 TASKS = 1_000
 BATCH = 1_000
-CONTENDERS = 10
+CONTENDERS = 12
 
 
 def run(bench: Bench) -> None:
@@ -27,6 +28,9 @@ def run(bench: Bench) -> None:
     count = bench.some(100_000)
     hit, memory = loads(_make(cached()), count, profile()), loads(_make(volatile()), count, profile())
     bench.compare("cache hit, dict", Contender("dgents", hit), Contender("volatile load", memory), target=0.9)
+    if HAS_TRIO:
+        on_trio, on_asyncio = Contender("dgents on trio", hit, loop="trio"), Contender("dgents on asyncio", hit)
+        bench.compare("trio: cache hit, dict", on_trio, on_asyncio, target=0.8)
     each = bench.some(50, quick=5)
     update = Contender("volatile update", increments(_make(volatile()), TASKS, each))
     for row, journal, target in (("write-behind", False, 0.4), ("write-behind with a journal", True, 0.12)):

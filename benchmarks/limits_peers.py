@@ -8,7 +8,7 @@ from typing import Any
 from dgents.benchmarks.bench import Bench
 from dgents.benchmarks.measure import Contender
 from dgents.benchmarks.ours import Dgent, sqlite, volatile
-from dgents.benchmarks.rounds import Round, increments
+from dgents.benchmarks.rounds import Round, increments, saves
 from dgents.benchmarks.side_by_side import MISSING, installed
 
 TASKS = 1_000
@@ -21,24 +21,27 @@ CONTENDERS = 2 * (2 * len(ACTORS) + len(SESSIONS))
 
 def run(bench: Bench) -> None:
     """Measure every row whose peer is there."""
-    wide = increments(_make(sqlite()), TASKS, bench.some(20, quick=2), keys=KEYS, reopens=True)
+    ours = saves(_make(sqlite()), bench.some(20, quick=2) * KEYS, tasks=KEYS)
     for name in SESSIONS:
-        _against(bench, f"SQLite, 1,000 tasks, 1,000 keys, against {name}", wide, name, 1, SESSIONS_TARGET, keys=KEYS)
+        peer = installed(name)
+        row = f"SQLite, a save from each of 1,000 tasks, against {name}"
+        _against(
+            bench, row, ours, name, peer and saves(peer, bench.some(2, quick=1) * KEYS, tasks=KEYS), SESSIONS_TARGET
+        )
     each = bench.some(100, quick=20)
     for name, of_peer, target in ACTORS:
+        peer = installed(name)
+        theirs = peer and increments(peer, TASKS, bench.some(of_peer, quick=1))
         for kind, initial in (("int", 0), ("dict", None)):
             ours = increments(_make(volatile()), TASKS, each, initial=initial)
-            row = f"volatile update, 1,000 tasks, {kind}, against {name}"
-            _against(bench, row, ours, name, bench.some(of_peer, quick=1), target)
+            _against(bench, f"volatile update, 1,000 tasks, {kind}, against {name}", ours, name, theirs, target)
 
 
-def _against(bench: Bench, row: str, ours: Round, name: str, each: int, target: float, **options: Any) -> None:
-    make = installed(name)
-    if make is None:
+def _against(bench: Bench, row: str, ours: Round, name: str, theirs: Round | None, target: float) -> None:
+    if theirs is None:
         bench.absent(row, "/s", MISSING)
-        return
-    peer = Contender(name, increments(make, TASKS, each, **options))
-    bench.compare(row, Contender("dgents", ours), peer, target=target)
+    else:
+        bench.compare(row, Contender("dgents", ours), Contender(name, theirs), target=target)
 
 
 def _make(agent: Any) -> partial[Dgent]:

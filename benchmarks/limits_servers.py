@@ -8,6 +8,7 @@ from typing import Any
 
 import dgents
 from dgents.benchmarks.bench import Bench
+from dgents.benchmarks.loops import HAS_TRIO
 from dgents.benchmarks.measure import Contender
 from dgents.benchmarks.ours import Dgent
 from dgents.benchmarks.rounds import Round, increments, saves
@@ -15,7 +16,7 @@ from dgents.benchmarks.servers import postgres_server, redis_server, started
 
 TASKS = 1_000
 KEYS = 1_000
-CONTENDERS = 10
+CONTENDERS = 12
 
 
 def run(bench: Bench) -> None:
@@ -47,6 +48,9 @@ def _redis(bench: Bench, url: str) -> None:
     ours = saves(_make(dgents.RedisAgent, url), count)
     raw = Contender(RawRedis.name, saves(partial(RawRedis, url), count))
     bench.compare("Redis, one after another", Contender("dgents", ours), raw, target=0.8)
+    if HAS_TRIO:
+        on_trio, on_asyncio = Contender("dgents on trio", ours, loop="trio"), Contender("dgents on asyncio", ours)
+        bench.compare("trio: Redis, one after another", on_trio, on_asyncio, target=0.5)
 
 
 def _postgres(bench: Bench, url: str) -> None:

@@ -52,7 +52,7 @@ class Store:
         if call == "save" or call not in self.calls:
             # Each to a state of its own: of tasks that save the same one, all but one are refused.
             return saves(self.make, each * tasks, tasks=tasks, reopens=self.lasts)
-        return increments(self.make, tasks, each, timed=timed, reopens=self.lasts, **options)
+        return increments(self.make, tasks, each, **{"timed": timed, "reopens": self.lasts, **options})
 
 
 @contextmanager

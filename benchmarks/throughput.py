@@ -16,7 +16,7 @@ TASKS = (1, 10, 100, 1_000, 10_000)
 KEYS = (1, 10, 100, 1_000, 10_000, 100_000)
 MANY, MANY_QUICK = 1_000, 100  # tasks, where the keys grow
 FEW = 10  # tasks, where the states grow
-SLOW = 10_000  # keys from which on setting up takes so long that a round less has to do
+SLOW = 10_000  # keys from which on setting up takes so long that one round has to do, counted without opening it again
 
 
 def run(bench: Bench) -> None:
@@ -44,9 +44,14 @@ def run(bench: Bench) -> None:
                     _point(bench, store, panel, size, work, tasks=FEW, initial=sized(size))
 
 
-def _point(bench: Bench, store: Store, panel: str, x: int, work: int, *, tasks: int, **options: Any) -> None:
-    round = store.round("update", tasks, max(bench.some(work) // tasks, 1), **options)
-    rounds, bench.rounds = bench.rounds, min(bench.rounds, 2) if x >= SLOW else bench.rounds
-    (samples,) = bench.measure(Contender(store.name, round), warm_up=x < SLOW)
+def _point(
+    bench: Bench, store: Store, panel: str, x: int, work: int, *, tasks: int, keys: int = 1, **options: Any
+) -> None:
+    slow = keys >= SLOW
+    round = store.round(
+        "update", tasks, max(bench.some(work) // tasks, 1), keys=keys, reopens=store.lasts and not slow, **options
+    )
+    rounds, bench.rounds = bench.rounds, 1 if slow else bench.rounds
+    (samples,) = bench.measure(Contender(store.name, round), warm_up=not slow)
     bench.rounds = rounds
     bench.row(store.name, [sample.rate for sample in samples], UNIT, panel=panel, x=x)

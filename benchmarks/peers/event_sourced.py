@@ -39,9 +39,17 @@ class Keeper(Aggregate):
 
 
 class EventSourced:
-    """Used from one worker thread at a time, because it blocks and more of them only collide."""
+    """Used from one worker thread at a time, because it blocks and more of them only collide.
+
+    Args:
+        in_hand: keep the aggregate between two increments, which only its one user may do, instead of reading it again.
+    """
 
     name = "eventsourcing, SQLite"
+
+    def __init__(self, *, in_hand: bool = False) -> None:
+        self._in_hand = in_hand
+        self._held: Any = None
 
     async def setup(self, directory: Path, state: Any = None, keys: int = 1) -> None:
         env = {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(directory / "events.db")}
@@ -73,7 +81,9 @@ class EventSourced:
 
     def _change(self, key: int, method: str, *args: Any) -> None:
         while True:
-            aggregate = self._get(key)
+            aggregate = self._held if self._held is not None else self._get(key)
+            if self._in_hand:
+                self._held = aggregate
             getattr(aggregate, method)(*args)
             try:
                 self._application.save(aggregate)
