@@ -193,7 +193,14 @@ class StateTurns:
 
     def current(self) -> Any:
         """Return a copy of the current state that the turn may change."""
-        return self.value if self.value is not MISSING else self.form().decode(self.codec)
+        if self.value is not MISSING:
+            return self.value
+        if self.data is not None:
+            try:
+                return self.codec.read(self.data)
+            except (ValueError, TypeError, OverflowError, RecursionError):
+                pass  # the long way is its second try, or its error
+        return self.form().decode(self.codec)
 
     def not_found(self) -> StateNotFoundError:
         return StateNotFoundError(
