@@ -133,10 +133,12 @@ def run_round(contender: Contender, scratch: Path) -> Sample:
         VerificationError: the round's result is wrong, or was not checked.
     """
     directory = Path(tempfile.mkdtemp(dir=scratch))
-    gc.collect()  # what the last round left behind is not this one's cost
+    gc.collect()  # what the last round left behind is not this one's cost,
+    gc.freeze()  # nor is what other suites have imported, which each collection would go through again
     try:
         sample = anyio.run(contender.round, directory, backend=contender.loop)
     finally:
+        gc.unfreeze()
         shutil.rmtree(directory)
     return sample.verified(contender.name)
 
