@@ -15,6 +15,8 @@ from dgents.benchmarks.states import State
 
 MakeAgent = Callable[[Path], Any]
 
+_NO_HURRY = 3_600.0  # seconds to close; what writes behind may have a hundred thousand states to flush
+
 
 class Dgent:
     """Actors of one kind in a runtime of their own.
@@ -39,7 +41,7 @@ class Dgent:
 
     async def setup(self, directory: Path, state: Any = None, keys: int = 1) -> None:
         async with AsyncExitStack() as opening:
-            runtime = self.runtime = await opening.enter_async_context(dgents.Runtime())
+            runtime = self.runtime = await opening.enter_async_context(dgents.Runtime(shutdown_timeout=_NO_HURRY))
             refs: dict[int, Any] = {}
 
             async def begin(key: int) -> None:

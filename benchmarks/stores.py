@@ -65,7 +65,7 @@ def stores() -> Iterator[list[Store]]:
         yield [
             Store("volatile", _dgent(volatile()), 50_000, 50_000, lasts=False),
             Store("write-behind", _dgent(behind(journal=False)), 30_000, 20_000),
-            Store("write-behind with a journal", _dgent(behind(journal=True)), 15_000, 1_000),
+            Store("write-behind with a journal", _dgent(behind(journal=True)), 15_000, 1_000, keys=10_000),
             Store("write-through", _dgent(cached()), 10_000, 500),
             Store("SQLite", _dgent(sqlite()), 10_000, 500),
             Store("file", _dgent(file()), 8_000, 500, keys=10_000),
