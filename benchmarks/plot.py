@@ -51,7 +51,7 @@ def draw(run: Run, titles: dict[str, str], directory: Path) -> list[Path]:
         figure.supxlabel(fill(where, 150), fontsize=7, color=GREY)
         for suffix in ("png", "svg"):
             path = directory / f"{suite}.{suffix}"
-            figure.savefig(path, dpi=150)
+            figure.savefig(path, dpi=110)
             paths.append(path)
     return paths
 

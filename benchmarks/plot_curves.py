@@ -89,7 +89,7 @@ def _percentiles(axes: Any, results: Sequence[Result]) -> None:
         axes.scatter(shown, rows, marker=mark, color=colour, label=share, s=28)
     for row, value in zip(rows, low, strict=True):
         axes.annotate(
-            number(value), (value, row), xytext=(-6, 0), textcoords="offset points", fontsize=7, ha="right", va="center"
+            _time(value), (value, row), xytext=(-6, 0), textcoords="offset points", fontsize=7, ha="right", va="center"
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, position: _time(value))
