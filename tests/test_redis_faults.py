@@ -24,6 +24,7 @@ from tests.tcp_proxy import TcpProxy, tcp_proxy
 pytestmark = pytest.mark.anyio
 
 QUICK = "?socket_timeout=0.3"
+PATIENT = "&socket_connect_timeout=5"  # to connect may take long where many tests run at once
 SOON = 3.0  # seconds: the limits of the URL, some threads, a busy machine
 
 
@@ -49,7 +50,7 @@ def proxy(server: RedisServer) -> Iterator[TcpProxy]:
 
 
 def through(proxy: TcpProxy) -> str:
-    return f"redis://127.0.0.1:{proxy.port}/0{QUICK}"
+    return f"redis://127.0.0.1:{proxy.port}/0{QUICK}{PATIENT}"
 
 
 async def failing_commit(backend: RedisBackend, doubtful: Write) -> StorageError:
