@@ -63,6 +63,7 @@ class PostgresStore:
         self._schemas: set[tuple[str, int]] = set()
         self._claims: Batcher[Place, Found] = Batcher(self._claim_all)
         self._looks: Batcher[Place, Found] = Batcher(self._look_all)
+        self._questions: Batcher[str, bool] = Batcher(self._has_tables)
 
     async def commit(self, writes: Sequence[Write]) -> Sequence[DgentError | None]:
         """Compare and set; see `contract.Store.commit`.
@@ -111,9 +112,7 @@ class PostgresStore:
 
     async def has_table(self, name: str) -> bool:
         """Say whether there are states of this name; nothing is made."""
-        work = partial(find_table, name=parse_table_name(name), place=self.place)
-        _, is_there = await self._run(self._reader, work)
-        return is_there
+        return await self._questions.submit(name)
 
     async def claim(self, place: Place) -> Found:
         """Make a state one's own, with the next epoch; earlier owners can't write from now on."""
@@ -236,6 +235,13 @@ class PostgresStore:
 
     async def _claim_all(self, places: list[Place]) -> Sequence[Found | Exception]:
         return await self._together(self._writer, claim_states, places)
+
+    async def _has_tables(self, names: list[str]) -> Sequence[bool]:
+        found = {}
+        for name in set(names):
+            work = partial(find_table, name=parse_table_name(name), place=self.place)
+            _, found[name] = await self._run(self._reader, work)
+        return [found[name] for name in names]
 
     async def _look_all(self, places: list[Place]) -> Sequence[Found | Exception]:
         return await self._together(self._reader, look_at, places)

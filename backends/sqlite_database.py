@@ -62,6 +62,7 @@ class SqliteDatabase:
         self._process = os.getpid()
         self._existed = False
         self._opening: asyncio.Lock | None = None
+        self._preparing: asyncio.Lock | None = None
         self._reset()
 
     async def prepare(self, table: StatesTable) -> None:
@@ -72,7 +73,7 @@ class SqliteDatabase:
             StateCorruptionError: the file is no database.
         """
         if table.name not in self._ready:
-            await self._resources.run_asyncio(self._run, self._make_ready, table, self._busy_timeout)
+            await self._resources.run_asyncio(self._prepare, table)
 
     async def write(self, work: Work[T]) -> T:
         """Run ``work`` in one transaction, durable on return; it may run again if the database was busy.
@@ -119,6 +120,13 @@ class SqliteDatabase:
             if _is_suspect(error):
                 await self._retire(writer)
             raise
+
+    async def _prepare(self, table: StatesTable) -> None:
+        if self._preparing is None:
+            self._preparing = asyncio.Lock()
+        async with self._preparing:  # of a thousand actors that are spawned at once, one does it
+            if table.name not in self._ready:
+                await self._run(self._make_ready, table, self._busy_timeout)
 
     async def _run_reader(self, work: Work[T]) -> T:
         self._check_process()

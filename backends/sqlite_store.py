@@ -42,6 +42,7 @@ class SqliteStore:
         self._claims: Batcher[Claim, Opened] = Batcher(self._claim_all)
         self._looks: Batcher[Place, Opened] = Batcher(self._look_all)
         self._releases: Batcher[Place, None] = Batcher(self._release_all)
+        self._questions: Batcher[str, bool] = Batcher(self._has_tables)
 
     async def commit(self, writes: Sequence[Write]) -> Sequence[DgentError | None]:
         """Make the writes durable in one transaction with one fsync; see `contract.Store.commit`."""
@@ -96,8 +97,7 @@ class SqliteStore:
 
     async def has_table(self, name: str) -> bool:
         """Say whether the database has a table; nothing is made."""
-        sql = "SELECT 1 FROM sqlite_schema WHERE name = ?"
-        return await self.database.read(lambda connection: connection.execute(sql, (name,)).fetchone() is not None)
+        return await self._questions.submit(name)
 
     async def close(self) -> None:
         """Close the database; the last one of the runtime's actors has let go of it."""
@@ -114,3 +114,7 @@ class SqliteStore:
         token = self.database.owners.token
         await self.database.write_soon(lambda connection: release_states(connection, places, token))
         return [None] * len(places)
+
+    async def _has_tables(self, names: list[str]) -> Sequence[bool]:
+        rows = await self.database.read(lambda it: it.execute("SELECT name FROM sqlite_schema").fetchall())
+        return [(name,) in rows for name in names]

@@ -45,6 +45,8 @@ class Events:
 
     def emit(self, kind: str, actor: str | None = None, **details: Any) -> None:
         """Publish an event to every listener, to ``on_event`` and, where it is alarming, to the log."""
+        if not self._listeners and self._on_event is None and kind not in _ALARMING:
+            return  # most programs listen to nothing, and a busy cache flushes thousands of times a second
         event = Event(kind, actor, datetime.now(UTC), details)
         if kind in _ALARMING:
             log.warning("%s %s %s", kind, actor or "", details)

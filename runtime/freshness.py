@@ -78,7 +78,7 @@ class Freshness(StateTurns):
         if ttl is not None:
             if self.expiry is not None:
                 self.expiry.cancel()
-            self.expiry = self.loop.call_later(ttl, self.expire)
+            self.expiry = self.runtime.timetable.call_later(ttl, self.expire)
 
     def expire(self) -> None:
         """Memory may not be what the store has: the next turn reads it again."""

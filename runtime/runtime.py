@@ -35,6 +35,7 @@ from dgents.runtime.ref import Ref, blind
 from dgents.runtime.reminders import Reminders
 from dgents.runtime.resources import SharedResources
 from dgents.runtime.stats import ActorStats, stats_of
+from dgents.runtime.timetable import Timetable
 from dgents.runtime.virtual import Family
 
 _LAST_WAIT = 1.0  # seconds for backends to be closed after the deadline
@@ -94,6 +95,7 @@ class BaseRuntime:
         self._pid = os.getpid()
         self._events = Events(self.loop, self._on_event)
         self.emit = self._events.emit
+        self.timetable = Timetable(self.loop)
         self.resources = SharedResources(self.loop, self.emit)
         self.portal = Portal(self)
         _open_runtimes[self.id] = self
@@ -137,6 +139,7 @@ class BaseRuntime:
         for cell in late:
             cell.abandon(self.shutdown_timeout)
         await self._let_go_of(late)
+        self.timetable.close()
         await self.end()
         await self.resources.close()
         if not late:

@@ -13,18 +13,22 @@ Invariants
 | the actor is | becomes     | by                                                           |
 |--------------|-------------|--------------------------------------------------------------|
 | clean        | dirty       | `mark`, a write was acknowledged                             |
-| dirty        | flushing    | `_flush_once`, after ``max_delay`` or ``max_pending``        |
+| dirty        | flushing    | `_begin`, after ``max_delay`` or ``max_pending``             |
 | flushing     | clean/dirty | `_flushed`, the store has it                                 |
 | flushing     | dirty       | `_try_again`, the store failed: it is reopened and asked     |
+
+A flush is no task: a hundred thousand actors that are dirty at once would each have one. It begins in the runtime's
+timetable and ends in the store's commit; only what has to be tried again is a task.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from msgspec.structs import replace
 
 from dgents.runtime.commit import Staged
@@ -34,10 +38,12 @@ from dgents.supervisors.policy import Backoff
 
 if TYPE_CHECKING:
     from dgents.runtime.actor import Cell
+    from dgents.runtime.timetable import Appointment
     from dgents.supervisors.cached import WriteBehindBackend
 
 
 _MOST_BEHIND = 16
+_BACKOFF = Backoff(0.05, 5.0)
 
 
 @dataclass(frozen=True)
@@ -79,14 +85,13 @@ class WriteBehind:
         self._backend = backend
         self._flush = flush
         self._hurried = stored + flush.max_pending  # the version at which a flush no longer waits
-        self._backoff = Backoff(0.05, 5.0)
-        self.store_in_use = anyio.Lock()  # by a flush, or by a recovery that opens it again
         self._attempts = 0
-        self._running = False
         self._abandoned = False
+        self._next: Appointment | None = None  # when the next flush begins
+        self._in_use = False  # the store: by a flush, or by a recovery that opens it again
+        self._recoveries = 0  # that use it, or wait until they may
+        self._let_go: Any = None  # who waits until it is not in use
         self._in_flight: Staged | None = None
-        self._settled: Any = None
-        self._pausing: Any = None
         self._waiters: list[tuple[int, Any]] = []
         self._full: Staged | None = None  # the gate at which writers wait
 
@@ -108,13 +113,12 @@ class WriteBehind:
     def mark(self, version: int | None = None) -> None:
         """Take note that the actor acknowledged a version: its newest, if it is not given."""
         version = self.acknowledged = self._cell.version if version is None else version
-        if self._running:
-            if version >= self._hurried:
-                self._hurry()
-        else:
-            self._running = True
+        if self.since is None:
             self.since = self._cell.loop.time()
-            self._cell.loop.start(self._run)
+        if version >= self._hurried:
+            self._hurry()
+        elif self._next is None and not self._in_use:
+            self._next = self._cell.runtime.timetable.call_later(self._flush.max_delay, self._begin)
 
     def acknowledge(self, staged: Staged) -> None:
         """Take note that the journal has these versions."""
@@ -128,6 +132,7 @@ class WriteBehind:
         if not self.journaled:
             return
         self.acknowledged = stored
+        self.since = None
         self._journaled = list(journaled)
         self.requests = list(requests)
         if journaled:
@@ -148,48 +153,83 @@ class WriteBehind:
         if error is not None:
             raise error
 
-    async def _run(self) -> None:
-        try:
-            while self.count and not self._abandoned:
-                if self.acknowledged < self._hurried and not self._waiters:
-                    await self._pause(self._flush.max_delay)
-                async with self.store_in_use:
-                    if self.count and not self._abandoned:
-                        await self._flush_once()
-        except Exception as error:  # ours: better stopped, and said, than at risk for ever
-            reason = error if isinstance(error, DgentError) else StorageError(f"the flush failed: {error!r}")
-            self._lost(reason)
-        self._running = False
-
     def abandon(self, error: DgentError) -> None:
         """The runtime has ended without waiting: nothing more is flushed; a journal has it all, for the next time."""
         self._abandoned = True
         self._answer(error)
-        self._hurry()
 
-    async def _flush_once(self) -> None:
-        staged = Staged(self._cell)
-        staged.records = self._records()
-        staged.base = self.stored
-        assert staged.records, "invariant 1"
-        staged.requests = [request for request in self.requests if request.version <= staged.last]
-        self._in_flight = staged
-        self._settled = self._cell.loop.waiter()
-        store = self._backend.inner.store  # another one after each reopening
-        if store is None:
-            error: DgentError | None = StorageError(
-                f"the store of {self._cell.name!r} is not open", actor=self._cell.name
-            )
-        else:
+    @asynccontextmanager
+    async def recovering(self) -> AsyncIterator[None]:
+        """Keep flushes off the store while it is opened again; wait until none is in the middle of a write."""
+        self._recoveries += 1
+        try:
+            while self._in_use:
+                self._let_go = self._cell.loop.waiter()
+                await self._let_go
+            self._in_use = True
+            try:
+                yield
+            finally:
+                self._in_use = False
+        finally:
+            self._recoveries -= 1
+            self._go_on()
+
+    def _begin(self) -> None:
+        """Hand what is at risk to the store, unless that is in use."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        if self._in_use or self._recoveries or self._abandoned or not self.count:
+            return
+        self._in_use = True
+        staged = self._in_flight = Staged(self._cell)
+        try:
+            staged.records = self._records()
+            staged.base = self.stored
+            assert staged.records, "invariant 1"
+            staged.requests = [request for request in self.requests if request.version <= staged.last]
+            store = self._backend.inner.store  # another one after each reopening
+            if store is None:
+                raise StorageError(f"the store of {self._cell.name!r} is not open", actor=self._cell.name)
             self._cell.runtime.committer(store).submit(staged)
-            error = await self._settled
+        except Exception as failure:
+            self.settled(staged, _as_error(failure))
+
+    def settled(self, staged: Staged, error: DgentError | None) -> bool:
+        """Take note of what became of a flush; return False if ``staged`` is none."""
+        if staged is not self._in_flight:
+            return False
         self._in_flight = None
         if error is None:
             self._flushed(staged.last)
         elif getattr(error, "retryable", True):
-            await self._try_again(error)
+            self._cell.loop.start(self._recover, error)
+            return True
         else:
             self._lost(error)
+        self._in_use = False
+        self._go_on()
+        return True
+
+    async def _recover(self, error: DgentError) -> None:
+        try:
+            await self._try_again(error)
+        except Exception as failure:
+            self._lost(_as_error(failure))
+        self._in_use = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """The store is not in use any more: what is at risk is next."""
+        if self._let_go is not None:
+            if not self._let_go.done():
+                self._let_go.set_result(None)
+            self._let_go = None
+        elif self.count and not self._in_use and not self._abandoned and self._next is None:
+            in_a_hurry = self._waiters or self.acknowledged >= self._hurried
+            delay = 0.0 if in_a_hurry else self._flush.max_delay
+            self._next = self._cell.runtime.timetable.call_later(delay, self._begin)
 
     def _records(self) -> list[Record]:
         """Return the versions that the store does not have, as far as they are kept."""
@@ -200,13 +240,6 @@ class WriteBehind:
             Record(form.version, cell.epoch, form.saved_at or cell.saved_at, form.data, cell.codec.version)
             for form in cell.versions_after(self.stored)
         ]
-
-    def settled(self, staged: Staged, error: DgentError | None) -> bool:
-        """Take note of what became of a flush; return False if ``staged`` is none."""
-        if staged is not self._in_flight:
-            return False
-        self._settled.set_result(error)
-        return True
 
     def _flushed(self, version: int) -> None:
         writes, self._attempts = version - self.stored, 0
@@ -244,7 +277,7 @@ class WriteBehind:
     async def _try_again(self, error: DgentError) -> None:
         """The store is away: reopen it after a pause, and find out what it has."""
         self._attempts += 1
-        delay = self._backoff.delay(self._attempts)
+        delay = _BACKOFF.delay(self._attempts)
         self._cell.runtime.emit(
             "flush_failed", self._cell.name, error=error, version=self.acknowledged, at_risk=self.count, delay=delay
         )
@@ -302,16 +335,20 @@ class WriteBehind:
             self._full.open()
             self._full = None
 
-    async def _pause(self, seconds: float) -> None:
-        """Sleep, unless somebody is in a hurry."""
-        pause = self._pausing = self._cell.loop.waiter()
-        timer = self._cell.loop.call_later(seconds, self._hurry)
-        await pause
-        timer.cancel()
-        self._pausing = None
-
     def _hurry(self) -> None:
-        if self._pausing is not None and not self._pausing.done():
-            self._pausing.set_result(None)
-        elif self._in_flight is not None:
+        """Begin as soon as the turn in progress is over; while the store is in use, let writers wait."""
+        if self._in_use:
             self._close_gate()
+        elif self._next is None or self._next.due > self._cell.loop.time():
+            if self._next is not None:
+                self._next.cancel()
+            self._next = self._cell.runtime.timetable.call_later(0.0, self._begin)
+
+
+def _as_error(failure: Exception) -> DgentError:
+    """Return the error of a flush; one of ours is not tried again: better stopped, and said, than at risk for ever."""
+    if isinstance(failure, DgentError):
+        return failure
+    error = StorageError(f"the flush failed: {failure!r}", retryable=False)
+    error.__cause__ = failure
+    return error
