@@ -49,6 +49,8 @@ class Place(NamedTuple):
 class PostgresStore:
     """Commits what many actors write in one transaction. Survives failures: the next call connects anew."""
 
+    most_writes = 256  # in one commit: the server works on them while we prepare the next
+
     def __init__(self, place: PostgresPlace, resources: Resources) -> None:
         self.place = place
         self.subscriber = Subscriber(place, resources)

@@ -47,6 +47,8 @@ _BLOCKING = {"BLMOVE", "BLMPOP", "BLPOP", "BRPOP", "BRPOPLPUSH", "BZMPOP", "BZPO
     *("WAIT", "WAITAOF", "XREAD", "XREADGROUP")
 }
 
+_WRITES_A_COMMIT = 128
+
 
 class RedisStore:
     """A client, what its server promises, and what waits to be sent."""
@@ -60,6 +62,8 @@ class RedisStore:
         self._resources = resources
         # The server has to give up waiting before the socket does: its answer says how far it got.
         self._confirm = confirmation(durability, facts, client.timeout * 0.8)
+        # In parts, the server works beside us; a confirmation may take a second, and is asked for once for all.
+        self.most_writes = None if self._confirm else _WRITES_A_COMMIT
         self._reads: Batcher[RedisKeys, bytes | None] = Batcher(self._read_together)
         self._claims: Batcher[Command, Any] = Batcher(self._claim_together)
         self._commands: Batcher[Command, Any] = Batcher(self._execute_together)

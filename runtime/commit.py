@@ -1,7 +1,9 @@
 """Group commit and the output gate: turns change memory at once, answers wait for the disk.
 
 Each store has one `Committer`. While one commit is in flight, the turns of all its actors gather for the next one; a
-store that is idle commits at once. There are no timers: a busy store batches by itself (DeWitt et al., 1984).
+store that is idle commits at once. There are no timers: a busy store batches by itself (DeWitt et al., 1984). A store
+in this process takes all that waits: it shares the interpreter with the turns. A server takes it in parts, and commits
+one while the turns prepare the next.
 
 What one actor has in one batch is a `Staged`. It is the **gate** of that actor: nothing that depends on its records
 leaves before it opens (the output gates of Cloudflare's Durable Objects).
@@ -27,6 +29,7 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections import deque
 from copy import copy
+from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +188,7 @@ class Committer:
         self.store = store
         self.latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)  # seconds, of the last commits
         self._loop = loop
+        self._most: int | None = getattr(store, "most_writes", None)
         self._gathering: dict[StoredTurns, Staged] = {}
         self._in_flight: list[Staged] = []
         self._running = False
@@ -204,10 +208,17 @@ class Committer:
         """Return what an actor has in the batch that is being committed."""
         return [staged for staged in self._in_flight if staged.cell is cell]
 
+    def _take(self) -> list[Staged]:
+        """Take the next batch out of what gathers."""
+        if self._most is None or len(self._gathering) <= self._most:
+            batch = list(self._gathering.values())
+            self._gathering = {}
+            return batch
+        return [self._gathering.pop(cell) for cell in list(islice(self._gathering, self._most))]
+
     async def _run(self) -> None:
         while self._gathering:
-            batch = self._in_flight = list(self._gathering.values())
-            self._gathering = {}
+            batch = self._in_flight = self._take()
             started = perf_counter()
             try:
                 refusals = await self.store.commit([staged.write() for staged in batch])
@@ -221,7 +232,11 @@ class Committer:
                 self.latencies.append(perf_counter() - started)
                 for staged, refusal in zip(batch, refusals, strict=True):
                     staged.cell.settle(staged, refusal)
-        self._in_flight = []
+            self._in_flight = []
+            if self._most is None and self._gathering:
+                # Who has just been answered may write again at once, and shares the next commit; a commit that began
+                # now would only contend with them for the interpreter.
+                await self._loop.checkpoint()
         self._running = False
 
 

@@ -69,7 +69,11 @@ class Write(msgspec.Struct):
 
 
 class Store(Protocol):
-    """One place that commits: the writes of many actors, in one transaction or one fsync."""
+    """One place that commits: the writes of many actors, in one transaction or one fsync.
+
+    A store that works beside this process (a server) may have an attribute ``most_writes``: how many writes it is given
+    in one commit. Others get all that wait.
+    """
 
     async def commit(self, writes: Sequence[Write]) -> Sequence[DgentError | None]:
         """Make the writes durable, and answer for each: None when it is, or why this one was refused.

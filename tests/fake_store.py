@@ -45,8 +45,10 @@ class FakeStore:
     """The medium and the commits on it.
 
     ``faults`` is what the next commits do, None meaning that all goes well; ``open_faults`` and ``read_faults`` are
-    how many of the next openings and reads fail.
+    how many of the next openings and reads fail. ``most_writes`` is how many writes a commit is given at most.
     """
+
+    most_writes: int | None = None
 
     def __init__(self) -> None:
         self.records: dict[str, list[Record]] = {}

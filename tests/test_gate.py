@@ -82,6 +82,40 @@ async def test_turns_that_arrive_during_a_commit_share_the_next_one(bench: Bench
 # Recovery
 
 
+async def test_who_has_just_been_answered_shares_the_next_commit_of_a_local_store(bench: Bench) -> None:
+    refs = [await bench.spawn(f"a{n}") for n in range(10)]
+    for ref in refs:
+        await ref.save(0)
+    before = len(bench.store.batches)
+
+    async def write(ref: Any) -> None:
+        for _ in range(20):
+            await ref.update(lambda n: n + 1)
+
+    writers = [bench.run(write, ref) for ref in refs]
+    for writer in writers:
+        await writer.result()
+    # Without that, one writer and the nine others would take turns: 40 commits.
+    assert len(bench.store.batches) - before <= 25
+
+
+async def test_a_store_that_works_beside_us_gets_its_writes_in_parts_and_in_order(bench: Bench) -> None:
+    bench.store.most_writes = 3
+    refs = [await bench.spawn(f"a{n}") for n in range(8)]
+    bench.store.hold()
+    saves = [await bench.run.blocked(ref.save, n) for n, ref in enumerate(refs)]
+    more = [await bench.run.blocked(refs[n].save, "later") for n in (7, 0)]
+    bench.store.let_go()
+    for save in saves + more:
+        await save.result()
+    assert bench.store.batches == [
+        {"a0": [1]},
+        {"a1": [1], "a2": [1], "a3": [1]},
+        {"a4": [1], "a5": [1], "a6": [1]},
+        {"a7": [1, 2], "a0": [2]},
+    ]
+
+
 async def test_a_failed_commit_that_was_applied_is_answered_as_done_and_not_applied_again(bench: Bench) -> None:
     a = await bench.spawn()
     bench.store.faults.append(fails_after)
