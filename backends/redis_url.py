@@ -61,8 +61,11 @@ def parse_redis_url(url: str) -> RedisPlace:
     """Read a URL; nothing is connected.
 
     Raises:
+        TypeError: it is no text.
         ValueError: it is no such URL. The URL itself is not in the message, since it may hold a password.
     """
+    if not isinstance(url, str):
+        raise TypeError(f"redis_url is {url!r}; give a URL, such as redis://localhost:6379/0")
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES:
         raise ValueError(

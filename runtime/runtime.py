@@ -197,8 +197,8 @@ class BaseRuntime:
                 actor=name,
                 hint="get it with rt.get(name), or stop it first",
             )
-        self._cells[name] = None
         cell = self._make_cell(name, agent)
+        self._cells[name] = None
         try:
             supervise(cell)
             await cell.start()
@@ -376,7 +376,10 @@ class BaseRuntime:
         schema, migrations = getattr(agent, "schema", None), getattr(agent, "migrations", None)
         local = bool(getattr(agent, "local", False))
         key = (schema, id(migrations) if migrations else None, local)
-        codec = self._codecs.get(key)
+        try:
+            codec = self._codecs.get(key)
+        except TypeError:  # it can't be hashed: no type, as the codec will say, or annotated with something like a dict
+            return Codec(schema, migrations=migrations, local=local)
         if codec is None:
             codec = self._codecs[key] = Codec(schema, migrations=migrations, local=local)
         return codec

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import anyio
 import pytest
 
 import dgents
@@ -110,12 +111,31 @@ async def test_a_prefix_that_is_no_text_is_refused_and_the_others_stay(anyio_bac
         lambda: dgents.CachedAgent(dgents.VolatileAgent(), dgents.SQLAgent("s.db"), policy="write-behind", flush=3),
         lambda: dgents.EntropyConstrainedAgent(None, 0.5),
         lambda: dgents.StreamAgent(max, 0, events=dict),
+        lambda: dgents.RedisAgent(5),  # type: ignore[arg-type]
         lambda: dgents.Runtime(on_event=5),
     ],
 )
 def test_what_a_description_can_not_be_made_of_is_refused(make: Callable[[], Any]) -> None:
     with pytest.raises(TypeError, match="give a"):
         make()
+
+
+@pytest.mark.parametrize("schema", [{"n": int}, "User", 5, [int]], ids=str)
+async def test_a_schema_that_is_none_is_refused_and_the_name_stays_free(anyio_backend: str, schema: Any) -> None:
+    with anyio.fail_after(5):  # a name that is taken for ever would hold up the runtime's end
+        async with dgents.Runtime() as rt:
+            rt.register("user", lambda key: dgents.VolatileAgent(0, schema=schema))
+            with pytest.raises(TypeError, match=r"schema=.* can't be stored"):
+                await rt.spawn("a", dgents.VolatileAgent(0, schema=schema))
+            with pytest.raises(TypeError, match=r"schema=.* can't be stored"):
+                rt.ref("user/1")
+            assert await (await rt.spawn("a", dgents.VolatileAgent(0))).load() == 0
+
+
+async def test_an_annotation_that_can_not_be_hashed_is_none_of_our_business(anyio_backend: str) -> None:
+    async with dgents.Runtime() as rt:
+        ref = await rt.spawn("a", dgents.VolatileAgent(0, schema=Annotated[int, {"unit": "s"}]))  # type: ignore[arg-type]
+        assert await ref.update(lambda n: n + 1) == 1
 
 
 async def test_a_checkpoint_of_names_is_refused(anyio_backend: str, tmp_path: Path) -> None:
