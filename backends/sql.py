@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, get_args
 
 from dgents.backends.sql_ref import SQLRef
@@ -137,6 +138,7 @@ def _check_postgres(db_uri: str, table: str) -> None:
     parse_table_name(table)
 
 
+@lru_cache(maxsize=64)
 def sql_ledger(db_uri: str, key: str) -> Ledger:
     """Return the ledger ``key`` of reminders in a database; any number of processes may share it."""
     agent = SQLAgent(db_uri, REMINDERS, Entries, key=key, max_history=0, ownership="shared")

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 # A tell is drained without a caller that waits; past this many records in one batch the draining waits instead.
 MOST_STAGED = 4096
 
+# Shared by all actors: a frozenset of its own would be a third of an idle actor's memory.
+_NO_SCALARS: frozenset[type] = frozenset()
+_ONLY: tuple[tuple[type, frozenset[type]], ...] = tuple((scalar, frozenset({scalar})) for scalar in SCALARS)
+
 
 class Cell(StoredTurns):
     """One actor. Everything here runs in the runtime's thread."""
@@ -113,7 +117,7 @@ class Cell(StoredTurns):
         self.keep = 0
         self.deltas = False
         self.codec = runtime.codec(agent)
-        self.scalars = frozenset()
+        self.scalars = _NO_SCALARS
         self.clear()
 
     # Starting and stopping
@@ -148,7 +152,7 @@ class Cell(StoredTurns):
         self.deltas = self.backend.deltas
         self.keep = max(self.backend.max_history - 1, 0) if store is None else 0
         self.scalars = (
-            _scalars(getattr(self.agent, "schema", None)) if store is None and self.limit is None else frozenset()
+            _scalars(getattr(self.agent, "schema", None)) if store is None and self.limit is None else _NO_SCALARS
         )
         self.clear()
         self.adopt_record(opened.record)
@@ -471,4 +475,6 @@ class Cell(StoredTurns):
 
 def _scalars(schema: Any) -> frozenset[type]:
     """Return the immutable types that need no encoding to be checked against the schema."""
-    return frozenset(scalar for scalar in SCALARS if schema is None or scalar is schema)
+    if schema is None:
+        return SCALARS
+    return next((only for scalar, only in _ONLY if scalar is schema), _NO_SCALARS)

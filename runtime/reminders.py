@@ -177,11 +177,13 @@ class Reminders:
         else:
             opened.entries = await opened.ref.update(change, default={})
 
-    async def discover(self, cell: Cell) -> None:
-        """Find the reminders of an actor that has just come here, and queue those that fell due."""
+    def ledger(self, cell: Cell) -> Ledger | None:
+        """Return where the reminders of an actor lie; None if in memory, or if it can't have any."""
         describe = getattr(cell.agent, "reminders", None)
-        if describe is None or (ledger := describe(cell.name)) is None:
-            return
+        return describe(cell.name) if describe is not None else None
+
+    async def discover(self, cell: Cell, ledger: Ledger) -> None:
+        """Find the reminders of an actor that has just come here, and queue those that fell due."""
         opened = self._ledgers.get(ledger.agent)
         try:
             if opened is None or opened.ref is None or not opened.is_open:
@@ -193,7 +195,7 @@ class Reminders:
         except DgentError as error:
             message = f"its reminders can't be read; tried again in {_LAST_RETRY:.0f} s"
             self._runtime.emit("warning", cell.name, message=message, error=error)
-            self._retries.append(self._runtime.loop.call_later(_LAST_RETRY, self._discover_again, cell))
+            self._retries.append(self._runtime.loop.call_later(_LAST_RETRY, self._discover_again, cell, ledger))
             return
         now = time.time()
         for name, reminder in opened.entries.get(cell.name, {}).items():
@@ -202,10 +204,10 @@ class Reminders:
             else:
                 self._schedule(reminder.due, cell.name, name, ledger.agent)
 
-    def _discover_again(self, cell: Cell) -> None:
+    def _discover_again(self, cell: Cell, ledger: Ledger) -> None:
         self._retries.pop(0)  # all have the same delay
         if not self._runtime.closing and cell.phase is not Phase.STOPPED:
-            self._runtime.loop.start(self.discover, cell)
+            self._runtime.loop.start(self.discover, cell, ledger)
 
     # The timer
 

@@ -211,9 +211,9 @@ class BaseRuntime:
         self._cells[name] = cell
         cell.rest()
         self.emit("spawned", name, agent=type(agent).__name__)
-        if name not in self._internal:
+        if name not in self._internal and (ledger := self.reminders.ledger(cell)) is not None:
             with anyio.CancelScope(shield=True):  # the actor is there: its spawning has succeeded
-                await self.reminders.discover(cell)
+                await self.reminders.discover(cell, ledger)
         return self._ref(cell)
 
     async def start_internal(self, what: str, agent: Agent) -> Ref[Any]:
@@ -329,7 +329,8 @@ class BaseRuntime:
             self._forget(cell)
             raise
         self.emit("activated", cell.name)
-        await self.reminders.discover(cell)
+        if (ledger := self.reminders.ledger(cell)) is not None:
+            await self.reminders.discover(cell, ledger)
 
     def addressable(self, name: str) -> Cell | None:
         """Return the actor of a name, virtual ones included, or None."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Ref[Any])
 
+_RESTARTS: tuple[str, ...] = get_args(Restart)
+
 
 class SiblingCrashed(Exception):
     """A sibling crashed, and the supervisor's strategy restarts this one too."""
@@ -185,8 +187,8 @@ class Supervisor:
 
     def adopt(self, cell: Cell, restart: Restart) -> Child:
         """Take an actor as a child."""
-        if restart not in get_args(Restart):
-            raise ValueError(f"restart is {restart!r}; give one of {', '.join(get_args(Restart))}")
+        if restart not in _RESTARTS:
+            raise ValueError(f"restart is {restart!r}; give one of {', '.join(_RESTARTS)}")
         if cell.name in self._children:
             raise NameTakenError(f"{self.name!r} has a child {cell.name!r} already", hint="give it another name")
         child = self._children[cell.name] = Child(self, cell, restart)
