@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SEED ?=
 BENCH ?= --plot plots --json plots/run.json
 
-.PHONY: help demo test lint format bench torture build clean
+.PHONY: help demo test lint format bench peers torture build clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +29,9 @@ torture: $(READY) ## the long proofs: kills, faults, crash images, random schedu
 $(VENV)/.peers: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
+
+peers: $(VENV)/.peers ## the tests of what dgents is compared with (it installs them: 1.6 GB)
+	$(BIN)/python -m pytest -m peers
 
 bench: $(VENV)/.peers ## every benchmark, beside its peers, with pictures in plots/ (BENCH="--quick" for a look)
 	$(BIN)/dgents bench $(BENCH)

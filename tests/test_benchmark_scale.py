@@ -181,7 +181,6 @@ def test_a_history_of_another_length_gives_no_figure(tmp_path: Path, monkeypatch
 
 
 def test_vectors_are_found_moved_and_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("faiss")
     monkeypatch.setattr(scale_index, "WEIGHABLE", 150)
     sample = done(lambda directory: scale_index.index(150), tmp_path)
 
@@ -193,7 +192,6 @@ def test_vectors_are_found_moved_and_deleted(tmp_path: Path, monkeypatch: pytest
 def test_an_index_that_does_not_do_as_told_gives_no_figure(
     operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("faiss")
 
     async def nothing(*_: Any, **__: Any) -> list[Any]:
         return []

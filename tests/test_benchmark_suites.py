@@ -20,6 +20,13 @@ from dgents.testing import MakeClient
 from tests.writer_clients import Unlocked as UnlockedClient
 from tests.writer_clients import opened
 
+# What needs none of the libraries of `dgents[bench]`; the tests of all others are marked, and run by `make peers`.
+HERE = {"actor on asyncio.Queue", "redis-py, WATCH", "asyncio.Lock + aiosqlite"}
+PEERS = [
+    pytest.param(entry, id=entry.name, marks=() if entry.make or entry.name in HERE else pytest.mark.peers)
+    for entry in ENTRIES
+]
+
 
 def unlocked(directory: Path) -> MakeClient:
     return lambda: opened(UnlockedClient)
@@ -53,12 +60,12 @@ def test_a_library_that_promises_safety_and_loses_has_no_figure(tmp_path: Path) 
         run_round(Contender("unlocked", writers_round(case, "counter")), tmp_path)
 
 
+@pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")  # what a library warns of is its own affair
 @pytest.mark.parametrize("module", [name for name in writers.MODULES if name != "ours"])
 def test_a_library_of_the_writers_keeps_what_it_promises(module: str, tmp_path: Path) -> None:
     cases = writers.load(f"dgents.benchmarks.clients.{module}")
-    if cases is None:
-        pytest.skip(writers.MISSING)
+    assert cases is not None, writers.MISSING
     for case in cases:
         details = run_round(Contender(case.name, writers_round(case, "counter")), tmp_path).details
 
@@ -67,11 +74,10 @@ def test_a_library_of_the_writers_keeps_what_it_promises(module: str, tmp_path: 
 
 
 @pytest.mark.filterwarnings("ignore")  # Thespian and Ray leave sockets open; that is theirs
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", PEERS)
 def test_an_entry_side_by_side_keeps_what_it_promises(entry: Entry, tmp_path: Path) -> None:
     make = maker(entry)
-    if make is None:
-        pytest.skip(side_by_side.MISSING)
+    assert make is not None, side_by_side.MISSING
     details = run_round(Contender(entry.name, peer_round(entry, make, 20, 1)), tmp_path).details
 
     assert details["kept"] + details["lost"] == 20

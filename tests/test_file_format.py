@@ -13,6 +13,7 @@ from typing import Any
 from zlib import crc32
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,7 +129,6 @@ def test_the_gzip_file_can_be_read_by_gzip() -> None:
 
 
 def test_the_zstd_file_can_be_read_by_zstd() -> None:
-    zstandard = pytest.importorskip("zstandard")
     content = encode_main(example(Shape("json", "zstd")), Shape("json", "zstd"))
     frames = zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True)
     assert json.loads(frames.read())["version"] == 7
