@@ -167,7 +167,7 @@ class FlushJournal:
                 self._need(actor, version, first + number)
 
     def forget(self, actor: str, stored: int) -> bool:
-        """The actor's store has all up to version ``stored``; return whether a trim is worth it."""
+        """The actor's store has all up to version ``stored``; return whether the caller is to start a `trim`."""
         self._entries.pop(actor, None)
         with self._books:
             needed = self._needed.get(actor)
@@ -177,11 +177,13 @@ class FlushJournal:
                 needed.popleft()
             if not needed:
                 del self._needed[actor]
-        return self._journal.size > _SEGMENT and not self._is_trimming
+        if self._is_trimming or self._journal.size <= _SEGMENT:
+            return False
+        self._is_trimming = True  # from now on: a thousand actors that were flushed in one commit ask for one trim
+        return True
 
     async def trim(self) -> None:
         """Drop the segments in which no write is needed any more; what fails is left for the next time."""
-        self._is_trimming = True
         try:
             await anyio.to_thread.run_sync(self._trim)
         finally:

@@ -58,6 +58,15 @@ async def test_what_the_store_has_is_trimmed(tmp_path: Path) -> None:
     assert await versions(tmp_path / "j", "a") == []
 
 
+async def test_actors_that_were_flushed_together_ask_for_one_trim(tmp_path: Path) -> None:
+    async with opened(tmp_path / "j") as journal:
+        for version in (1, 2):
+            await journal.commit([write(f"a{n}", version) for n in range(50)])
+            assert sum(journal.forget(f"a{n}", version) for n in range(50)) == 1
+            await journal.trim()
+    assert await versions(tmp_path / "j", "a49") == []
+
+
 async def test_a_write_that_came_while_the_one_before_was_flushed_stays(tmp_path: Path) -> None:
     async with opened(tmp_path / "j") as journal:
         await journal.commit([write("a", 1)])
