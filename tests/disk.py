@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -94,6 +95,8 @@ class Image:
 class RecordingLayer(FileLayer):
     """The real file system below ``root``, and a record of how much of it is durable.
 
+    One thread at a time keeps the record: an agent's writer may go on while a task tells what was acknowledged.
+
     ``deaf`` names operations that run but make nothing durable in the record, as if they were left out of the
     code. ``limit`` bounds the images of one moment: all combinations if they are that few, else the two
     extremes and random ones (``seed``).
@@ -109,6 +112,7 @@ class RecordingLayer(FileLayer):
         self.limit = limit
         self.random = random.Random(seed)
         self.acknowledged: list[Any] = []
+        self._recording = threading.RLock()
         self._on_change: Callable[[], None] = lambda: None
         self._names: Names = {root: None}
         for path in sorted(root.rglob("*")):
@@ -129,8 +133,9 @@ class RecordingLayer(FileLayer):
 
     def acknowledge(self, what: Any) -> None:
         """Note that ``what`` was promised: every image from now on has to contain it."""
-        self.acknowledged.append(what)
-        self._on_change()
+        with self._recording:
+            self.acknowledged.append(what)
+            self._on_change()
 
     def end_of_process(self) -> None:
         """Close every file, as the end of a process does: nothing is synced by it."""
@@ -184,13 +189,14 @@ class RecordingLayer(FileLayer):
 
     def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
         fd = super().open(path, flags, mode)
-        content = self._names.get(path)
-        if content is None:
-            content = Content()
-            self._step(Step(None, path, content))
-        self._open[fd] = content
-        if flags & os.O_TRUNC:
-            self._change(fd, Change(0, None))
+        with self._recording:
+            content = self._names.get(path)
+            if content is None:
+                content = Content()
+                self._step(Step(None, path, content))
+            self._open[fd] = content
+            if flags & os.O_TRUNC:
+                self._change(fd, Change(0, None))
         return fd
 
     def write_some(self, fd: int, data: bytes | memoryview, offset: int | None) -> int:
@@ -212,8 +218,8 @@ class RecordingLayer(FileLayer):
         self._sync("fdatasync", fd)
 
     def close(self, fd: int) -> None:
+        self._open.pop(fd, None)  # Before the number may be another thread's file.
         super().close(fd)
-        self._open.pop(fd, None)
 
     def replace(self, source: Path, target: Path) -> None:
         super().replace(source, target)
@@ -231,29 +237,33 @@ class RecordingLayer(FileLayer):
         super().fsync_directory(path)
         if "fsync_directory" in self.deaf:
             return
-        for step in self._pending.pop(path, []):
-            _take(self._durable, step)
-        self._on_change()
+        with self._recording:
+            for step in self._pending.pop(path, []):
+                _take(self._durable, step)
+            self._on_change()
 
     def _change(self, fd: int, change: Change) -> None:
-        self._open[fd].pending.append(change)
-        self._on_change()
+        with self._recording:
+            self._open[fd].pending.append(change)
+            self._on_change()
 
     def _sync(self, operation: str, fd: int) -> None:
         if operation in self.deaf:
             return
-        content = self._open[fd]
-        for change in content.pending:
-            content.durable = change.on(content.durable)
-        content.pending.clear()
-        self._on_change()
+        with self._recording:
+            content = self._open[fd]
+            for change in content.pending:
+                content.durable = change.on(content.durable)
+            content.pending.clear()
+            self._on_change()
 
     def _step(self, step: Step) -> None:
-        _take(self._names, step)
-        named = step.target or step.source
-        assert named is not None
-        self._pending.setdefault(named.parent, []).append(step)
-        self._on_change()
+        with self._recording:
+            _take(self._names, step)
+            named = step.target or step.source
+            assert named is not None
+            self._pending.setdefault(named.parent, []).append(step)
+            self._on_change()
 
 
 def _take(table: Names, step: Step | None) -> None:

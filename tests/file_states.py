@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Opened, Record, Request, Write
 from dgents.runtime.errors import DgentError
 from dgents.runtime.patch import encode_patch
-from tests.disk import Change, RecordingLayer, Step
 
 CODEC: Codec[Any] = Codec()
 
@@ -123,23 +121,3 @@ def check(path: Path, chosen: Settings, acknowledged: int, sizes: Sequence[int],
     again.open()
     again.close()
     assert again.version == version + 1
-
-
-class SerialDisk(RecordingLayer):
-    """A recording disk whose record is kept by one thread at a time."""
-
-    def __init__(self, root: Path, **options: Any) -> None:
-        self._recording = threading.RLock()
-        super().__init__(root, **options)
-
-    def _change(self, fd: int, change: Change) -> None:
-        with self._recording:
-            super()._change(fd, change)
-
-    def _sync(self, operation: str, fd: int) -> None:
-        with self._recording:
-            super()._sync(operation, fd)
-
-    def _step(self, step: Step) -> None:
-        with self._recording:
-            super()._step(step)

@@ -15,8 +15,8 @@ import pytest
 from dgents.backends import file_commit, file_upkeep, files
 from dgents.backends.file_upkeep import Settings
 from dgents.runtime.errors import StateError, StorageError
-from tests.disk import FaultyLayer, KillingLayer, StutteringLayer, in_child
-from tests.file_states import CODEC, Owner, SerialDisk, check, live, settings, state_of
+from tests.disk import FaultyLayer, KillingLayer, RecordingLayer, StutteringLayer, in_child
+from tests.file_states import CODEC, Owner, check, live, settings, state_of
 
 # How a state is stored, and how many bytes of versions the first commit takes without a log.
 STORIES: dict[str, tuple[Settings, int]] = {
@@ -65,7 +65,7 @@ def cut(root: Path, story: str, images: Iterator[Path], *, deaf: str = "", limit
     """Cut the power at every moment of a story, and check every image of it; return how many there were."""
     chosen = STORIES[story][0]
     root.mkdir()
-    disk = SerialDisk(root, deaf=deaf, limit=limit, seed=seed)
+    disk = RecordingLayer(root, deaf=deaf, limit=limit, seed=seed)
     found = disk.power_cuts(lambda: live(root / "s", chosen, SIZES, disk.acknowledge))
     chance = random.Random(seed)
     chosen_images = found if limit > 8 else chance.sample(found, min(len(found), 150))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from dgents.backends import files
 from dgents.runtime.errors import StorageError
-from tests.disk import FaultyLayer, KillingLayer, RecordingLayer, StutteringLayer, in_child
+from tests.disk import FaultyLayer, Image, KillingLayer, RecordingLayer, StutteringLayer, in_child
 
 OLD = b"the old content"
 NEW = b"the new content, which is longer"
@@ -89,6 +91,34 @@ def test_a_new_folder_survives_a_power_cut(tmp_path: Path) -> None:
     images = disk.power_cuts(work)
     assert any(not image.files for image in images)
     assert all(("a/b", None) in image.files for image in images if image.acknowledged)
+
+
+class SlowDisk(RecordingLayer):
+    """Takes its time to draw the images, and says when the record changed meanwhile."""
+
+    def images(self) -> Iterator[Image]:
+        before = dict(self._names)
+        time.sleep(0.002)
+        assert self._names == before
+        yield from super().images()
+
+
+def test_one_thread_may_write_while_another_tells_what_was_acknowledged(tmp_path: Path) -> None:
+    disk = SlowDisk(tmp_path, limit=2)
+
+    def write() -> None:
+        for number in range(10):
+            files.write_atomically(tmp_path / str(number), NEW)
+
+    def work() -> None:
+        with ThreadPoolExecutor(1) as writers:
+            writer = writers.submit(write)
+            while not writer.done():
+                disk.acknowledge("more")
+                time.sleep(0.001)  # The record is free for the writer.
+            writer.result()
+
+    assert len(disk.power_cuts(work)) > 5
 
 
 @pytest.mark.parametrize("operation", ["open", "write_some", "fsync", "replace"])

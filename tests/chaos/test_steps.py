@@ -21,8 +21,7 @@ import pytest
 import dgents
 from dgents.backends import files
 from dgents.backends.files import FileLayer
-from tests.disk import in_child
-from tests.file_states import SerialDisk
+from tests.disk import RecordingLayer, in_child
 from tests.seeds import seeded
 
 ALONE, TOGETHER = 6, 6
@@ -172,7 +171,7 @@ def power_cuts(kind: str, folder: Path, most: int, *, deaf: str = "", limit: int
     chance = seeded()
     root = folder / "disk"
     root.mkdir()
-    disk = SerialDisk(root, deaf=deaf, limit=limit, seed=chance.randrange(2**30))
+    disk = RecordingLayer(root, deaf=deaf, limit=limit, seed=chance.randrange(2**30))
     images = disk.power_cuts(lambda: anyio.run(tell, kind, root, disk.acknowledge))
     chosen = images if len(images) <= most else chance.sample(images, most)
     for number, image in enumerate(chosen):
