@@ -9,6 +9,7 @@ from typing import TypeAlias
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -147,7 +148,7 @@ def show(console: Console, run: Run, titles: dict[str, str]) -> None:
     for suite, title in titles.items():
         results = [result for result in run.results if result.suite == suite]
         for one in tables(title, results, quick=run.quick):
-            console.print(one)
+            print_whole(console, one)
     if run.results:
         console.print(str(run.environment), style="dim", highlight=False)
         if {"peers", "writers", "limits"} & {result.suite for result in run.results} and run.environment.peers:
@@ -155,6 +156,12 @@ def show(console: Console, run: Run, titles: dict[str, str]) -> None:
             console.print(f"peers: {peers}", style="dim", highlight=False)
     if run.quick and run.results:
         console.print("A quick run: too short for its figures to be quoted.", style="dim")
+
+
+def print_whole(console: Console, shown: Table) -> None:
+    """Print a table with all of its columns, if need be beyond the width of the terminal: nothing is cut off."""
+    needed = Measurement.get(console, console.options.update_width(1000), shown).minimum
+    console.print(shown, width=max(console.width, needed), crop=False)
 
 
 @contextmanager
@@ -181,8 +188,11 @@ def _filled(title: str, rows: Sequence[str], results: Sequence[Result], columns:
         cells = [cell(result) for result in results]
         if any(cells):
             filled.append(cells)
-            words = heading in ("peer", "note")  # these may be folded
-            shown.add_column(heading, justify="left" if words else "right", no_wrap=not words)
+            if heading in ("peer", "note"):  # these may be folded between words
+                longest = max(len(word) for cell in cells for word in cell.split())
+                shown.add_column(heading, justify="left", min_width=longest)
+            else:
+                shown.add_column(heading, justify="right", no_wrap=True)
     for number, row in enumerate(rows):
         shown.add_row(row, *(cells[number] or "-" for cells in filled))
     return shown

@@ -16,7 +16,7 @@ from dgents.benchmarks import plot as plots
 from dgents.benchmarks.bench import Bench, OutOfTime
 from dgents.benchmarks.environment import environment
 from dgents.benchmarks.measure import VerificationError
-from dgents.benchmarks.report import changes, progress, show
+from dgents.benchmarks.report import changes, print_whole, progress, show
 from dgents.benchmarks.result import Result, Run
 from dgents.benchmarks.suites import Suite, find
 
@@ -88,7 +88,7 @@ def run_suites(
     titles = {suite.NAME: suite.TITLE for suite in chosen}
     show(console, done, titles)
     if before is not None:
-        console.print(changes(before, done))
+        print_whole(console, changes(before, done))
     if json is not None:
         json.write_bytes(done.to_json())
     if plot is not None:

@@ -31,7 +31,7 @@ from dgents.benchmarks.measure import (
     percentiles,
     spread,
 )
-from dgents.benchmarks.report import changes, number, table, tables, verdict
+from dgents.benchmarks.report import changes, number, print_whole, table, tables, verdict
 from dgents.benchmarks.result import Result, Run
 from dgents.benchmarks.run import run, run_suites
 from dgents.benchmarks.states import SIZES, profile, sized
@@ -254,6 +254,17 @@ def test_a_table_shows_ratio_target_and_details() -> None:
     words = text_of(table("Title", [row])).split()
 
     assert {"3x", "6x", "no", "lost", "7", "lock"} <= set(words)
+
+
+def test_a_table_that_is_wider_than_the_terminal_is_printed_whole() -> None:
+    row = result(peer="asyncio.Lock + deepcopy", note="graph.ainvoke(...) loses", details={"kept of them": 7.0})
+    console = Console(file=StringIO(), width=30)
+
+    print_whole(console, table("Title", [row]))
+
+    assert isinstance(console.file, StringIO)
+    words = set(console.file.getvalue().split())
+    assert {"asyncio.Lock", "deepcopy", "graph.ainvoke(...)", "loses", "kept", "them"} <= words
 
 
 @pytest.mark.parametrize(
