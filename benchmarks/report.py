@@ -161,7 +161,9 @@ def show(console: Console, run: Run, titles: dict[str, str]) -> None:
 def print_whole(console: Console, shown: Table) -> None:
     """Print a table with all of its columns, if need be beyond the width of the terminal: nothing is cut off."""
     needed = Measurement.get(console, console.options.update_width(1000), shown).minimum
-    console.print(shown, width=max(console.width, needed), crop=False)
+    if needed > console.width:
+        shown.width = needed
+    console.print(shown, crop=False)
 
 
 @contextmanager
