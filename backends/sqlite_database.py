@@ -225,7 +225,12 @@ async def _open(connector: Callable[[], sqlite3.Connection]) -> aiosqlite.Connec
     connection = aiosqlite.Connection(connector, iter_chunk_size=64)
     # A program that ends without closing its runtime must end, as if it had been killed.
     connection._thread.daemon = True
-    return await connection
+    try:
+        return await connection
+    except BaseException:
+        # aiosqlite stops its thread and does not wait for it: it would answer a loop that may have ended.
+        await asyncio.to_thread(connection._thread.join)
+        raise
 
 
 async def _in_thread(connection: aiosqlite.Connection, fn: Callable[..., T], *args: Any) -> T:

@@ -72,13 +72,13 @@ async def test_a_shared_write_in_doubt_is_confirmed_once_its_replicas_have_it(tm
         redis_server(tmp_path / "b") as replica,
     ):
         synced_replica(primary, replica)
-        async with opened(primary.url + "?socket_timeout=0.5", durability="replicas:1") as (backend, _):
+        async with opened(primary.url + "?socket_timeout=2", durability="replicas:1") as (backend, _):
             replica.pause()
             doubtful = write(backend, 1)
             assert backend.store is not None
-            with pytest.raises(StorageError):
+            with pytest.raises(StorageError, match="0 of 1 replicas"):
                 await backend.store.commit([doubtful])
-            with pytest.raises(StorageError):
+            with pytest.raises(StorageError, match="0 of 1 replicas"):
                 await backend.committed(doubtful)
             replica.resume()
             assert await once_confirmed(lambda: backend.committed(doubtful)) is True

@@ -6,9 +6,12 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
+import aiosqlite
 import anyio
 import msgspec
 import pytest
@@ -182,6 +185,25 @@ async def test_a_file_that_is_no_database_is_refused_and_untouched(path, resourc
     with pytest.raises(StateCorruptionError, match="not a database"):
         await make(path, resources).open()
     assert content(path) == b"this is a letter, not a database\n" * 100
+
+
+async def test_a_database_that_is_refused_leaves_no_thread_that_answers_a_loop_that_has_ended(
+    path, resources, monkeypatch
+):
+    write_file(path, b"this is a letter, not a database\n" * 100)
+    stop = aiosqlite.Connection.stop
+    threads = []
+
+    def stop_slowly(connection):
+        threads.append(connection._thread)
+        connection._tx.put_nowait((None, partial(time.sleep, 0.2)))
+        return stop(connection)
+
+    monkeypatch.setattr(aiosqlite.Connection, "stop", stop_slowly)
+    with pytest.raises(StateCorruptionError):
+        await make(path, resources).open()
+    assert threads
+    assert not any(thread.is_alive() for thread in threads)
 
 
 @pytest.mark.parametrize("name", ["states", "states_heads", "STATES", "states_current"])
