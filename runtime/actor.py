@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -153,11 +154,13 @@ class Cell(StoredTurns):
             return
         store = self.backend.store if self.behind is None or self.behind.journaled else None
         self.committer = self.runtime.committer(store) if store is not None else None
-        self.deltas = self.backend.deltas
+        self.deltas = self.backend.deltas and store is not None  # memory keeps each version whole
         self.keep = max(self.backend.max_history - 1, 0) if store is None else 0
         self.scalars = (
             _scalars(getattr(self.agent, "schema", None)) if store is None and self.limit is None else _NO_SCALARS
         )
+        if self.behind is not None:  # what could not be stored later is refused now
+            self.scalars = _storable(self.scalars)
         self.clear()
         self.adopt_record(opened.record)
         self.epoch = opened.epoch
@@ -166,23 +169,28 @@ class Cell(StoredTurns):
         self.is_fresh()
         if self.behind is not None:
             self.backend.replay(self)  # type: ignore[attr-defined]
-        initial = getattr(self.agent, "initial", MISSING)
-        if initial is not MISSING and self.version == 0:
-            self.value, self.data = self.encode(initial)
 
     def adopt_record(self, record: Record | None) -> None:
-        """Make a stored version the state in memory; if it can't be read, memory stays as it is."""
-        value, data = MISSING, None if record is None else record.data
-        if record is not None and data is not None:
+        """Make a stored version the state in memory, or the initial state where none is stored.
+
+        What can't be read is raised, and leaves memory as it is.
+        """
+        value, data, lifted_at = MISSING, None, -1
+        if record is None:
+            initial = getattr(self.agent, "initial", MISSING)
+            if initial is not MISSING:
+                (value, data), lifted_at = self.encode(initial), 0
+        elif (data := record.data) is not None:
             try:
                 state = self.codec.decode(data, record.schema)
             except StateError as error:
                 raise self.named(error) from error.__cause__
             if record.schema != self.codec.version:
-                value, data = self.encode(state)
+                (value, data), lifted_at = self.encode(state), record.version
             elif self.codec.is_immutable(state):
                 value = state
         self.value, self.data, self.tree = value, data, MISSING
+        self.earlier, self.lifted_at = None, lifted_at
         self.version, self.saved_at = (record.version, record.saved_at) if record is not None else (0, 0.0)
 
     def stop(self, why: str) -> Any:
@@ -345,6 +353,7 @@ class Cell(StoredTurns):
             self.phase is Phase.RUNNING
             and not self.is_shared
             and (self.fresh or self.ttl is None)
+            and (self.behind is None or not self.behind.is_full)
             and (self.gate is None or len(self.gate.records) < MOST_STAGED)
         )
 
@@ -361,6 +370,8 @@ class Cell(StoredTurns):
             await take_shared_turns(self)
         elif not self.fresh and self.ttl is not None and len(self.mailbox):
             await reread(self)
+        elif self.behind is not None and self.behind.is_full and len(self.mailbox):
+            await self.behind.room()
         elif self.gate is not None and len(self.gate.records) >= MOST_STAGED:
             await self.settled()
         elif (envelope := self.mailbox.take()) is not None:
@@ -509,6 +520,12 @@ def _is_ours(error: GeneratorExit) -> bool:
     """Say whether it closes our own coroutine, whose loop is gone, and was not raised by the user's function."""
     assert error.__traceback__ is not None
     return error.__traceback__.tb_next is None
+
+
+@cache
+def _storable(scalars: frozenset[type]) -> frozenset[type]:
+    """Return those of which each value can be stored, whatever its size, and whatever it holds."""
+    return scalars - {str, bytes}
 
 
 def _scalars(schema: Any) -> frozenset[type]:

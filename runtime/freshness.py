@@ -59,6 +59,8 @@ class Freshness(StateTurns):
         running = self.phase is Phase.RUNNING
         self.free = running and not self.is_shared and (self.fresh or self.ttl is None)
         self.hit = self.free or (running and self.is_cached and self.fresh)
+        if self.behind is not None and self.behind.is_full:  # then writers wait, and loads only behind them
+            self.free = False
 
     @property
     def is_cached(self) -> bool:

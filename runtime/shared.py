@@ -197,9 +197,15 @@ async def refresh(cell: Cell) -> None:
 
 
 async def reread(cell: Cell) -> None:
-    """Read an exclusive state again whose time in the cache is over."""
+    """Read an exclusive state again whose time in the cache is over.
+
+    A state that is written behind is newest in memory until the store has it; before that there is nothing to be read.
+    """
     await cell.settled()
     if cell.is_restarting:
+        return
+    if cell.behind is not None and cell.behind.count:
+        cell.is_fresh()
         return
     try:
         await refresh(cell)
@@ -208,6 +214,9 @@ async def reread(cell: Cell) -> None:
     except Exception as error:  # what is stored is no state of this actor's: it stays as it is, and so does memory
         for envelope in iter(cell.mailbox.take, None):
             cell.answer(envelope, Failure(error))
+    else:
+        if cell.behind is not None:
+            cell.behind.begin_at(cell.version)
 
 
 async def _refreshed(cell: Cell) -> bool:

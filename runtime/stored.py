@@ -187,16 +187,18 @@ class StoredTurns(Freshness):
         reply = turn(*args)
         if type(reply) is CoroutineType:
             reply = await reply
-        if self.version == before:
-            return reply
+        if self.version == before:  # a deletion of what was not there: its id needs a version to be stored with
+            self.accept(MISSING, None)
+            reply = self.version
         request = Request(request_id, self.version, self.codec.encode(reply[0]) if keeps else None)
         requests[request_id] = request
         if len(requests) > MOST_REQUESTS:
             del requests[next(iter(requests))]
-        if self.gate is not None:
+        if self.committer is not None:
+            assert self.gate is not None, "that of the records of this turn"
             self.gate.remember(request)
         elif self.behind is not None:
-            self.behind.requests.append(request)
+            self.behind.unstored.remember(request)
         return reply
 
 
