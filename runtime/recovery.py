@@ -79,7 +79,7 @@ async def _open_again(cell: Cell) -> Opened:
     async with cell.behind.recovering():  # no flush is in the middle of a write under the old epoch
         await cell.backend.close()
         opened = await cell.backend.open()
-        if not cell.behind.is_overtaken(opened):  # which has stopped the actor
+        if not cell.behind.is_overtaken():  # which has stopped the actor
             cell.epoch = opened.epoch
         return opened
 

@@ -182,7 +182,7 @@ class StoredTurns(Freshness):
         requests = await self.remembered()
         known = requests.get(request_id)
         if known is not None:
-            return (self.codec.decode(known.result), known.version) if known.result is not None else known.version
+            return (self._first_result(known), known.version) if keeps else known.version
         before = self.version
         reply = turn(*args)
         if type(reply) is CoroutineType:
@@ -200,6 +200,14 @@ class StoredTurns(Freshness):
         elif self.behind is not None:
             self.behind.unstored.remember(request)
         return reply
+
+    def _first_result(self, known: Request) -> Any:
+        if known.result is None:
+            raise ValueError(
+                f"update of {self.name!r} refused: a save, patch or delete had the request id {known.id!r}; "
+                "give each request an id of its own"
+            )
+        return self.codec.decode(known.result)
 
 
 def _form(record: Record) -> Form:

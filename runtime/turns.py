@@ -316,7 +316,7 @@ class StateTurns:
         """Save an encoded state and return its version."""
         if if_version is not None or seen is not None:
             self.check(if_version, seen)
-        self.accept(value, data)
+        self.accept(value, self.check_size(data))  # it may have been encoded before the actor was there
         return self.version
 
     def apply(self, fn: Callable[..., Any], args: tuple[Any, ...], default: Any = MISSING) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import anyio
 import anyio.to_thread
+from msgspec.structs import replace
 
 from dgents.backends.file_records import Chain, is_delta
 from dgents.backends.volatile import VolatileAgent
@@ -116,6 +117,7 @@ class WriteBehindBackend(CachingBackend):
         self._resources = resources
         self._journal: FlushJournal | None = None
         self._behind: WriteBehind | None = None
+        self.found: Record | None = None  # in the store, by its last opening, without its data
         self._stored = 0
         self._replayed: list[Record] = []
         self._requests: list[Request] = []
@@ -134,7 +136,7 @@ class WriteBehindBackend(CachingBackend):
                 actor=self.actor,
                 hint="leave the cache out, or give a backend that keeps the state somewhere",
             )
-        self._stored = opened.record.version if opened.record is not None else 0
+        self._stored = self.found.version if self.found is not None else 0
         if self.flush.journal is None:
             return opened
         try:
@@ -211,7 +213,9 @@ class WriteBehindBackend(CachingBackend):
     async def reopen(self) -> Opened:
         """Open the store, closing it first if it failed in a flush or in a turn; the journal stays."""
         await self.inner.close()
-        return await self.inner.open()
+        opened = await self.inner.open()
+        self.found = opened.record and replace(opened.record, data=None)
+        return opened
 
     def forget_journal(self, cell: Cell) -> None:
         """What the store has of this actor, the journal need not have any more."""

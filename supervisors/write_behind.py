@@ -28,7 +28,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from dgents.runtime.commit import Staged
-from dgents.runtime.contract import Opened, Record, Request
+from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import (
     DgentError,
     OwnershipLostError,
@@ -265,7 +265,7 @@ class WriteBehind:
             if not getattr(reason, "retryable", True):
                 self._lost(reason)
             return  # the next flush finds out whether it is still away
-        if self.is_overtaken(opened):
+        if self.is_overtaken():
             return
         self._cell.epoch = opened.epoch
         stored = opened.record.version if opened.record is not None else 0
@@ -277,13 +277,14 @@ class WriteBehind:
                 self._cell.runtime.emit("warning", self._cell.name, message=message)
             self.stored = stored
 
-    def is_overtaken(self, opened: Opened) -> bool:
+    def is_overtaken(self) -> bool:
         """Say whether another owner has written since; then what is at risk is lost, and the actor stops.
 
-        Call it before the cell takes over the new epoch: what is newer than ``stored`` is ours only if it has the old.
+        Call it after the store was opened, and before the cell takes over the new epoch: what is newer in the store
+        than ``stored`` is ours unless it has a newer one than ours.
         """
-        record = opened.record
-        if not self.count or record is None or record.version <= self.stored or record.epoch == self._cell.epoch:
+        record = self._backend.found
+        if not self.count or record is None or record.version <= self.stored or record.epoch <= self._cell.epoch:
             return False
         self._lost(
             OwnershipLostError(

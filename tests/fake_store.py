@@ -107,6 +107,7 @@ class FakeStore:
             return VersionConflictError(write.base, stored, actor=write.actor)
         assert [record.version for record in write.records] == list(range(stored + 1, stored + 1 + len(write.records)))
         known += write.records
+        del known[: -write.backend.max_history]
         self.remembered.setdefault(key, []).extend(write.requests)
         return None
 

@@ -12,8 +12,9 @@ import pytest
 
 import dgents
 from dgents.runtime.errors import DgentError, StateTooLargeError, StorageError
+from dgents.supervisors.tree import SiblingCrashed
 from tests.calls import calls
-from tests.fake_store import FakeAgent, FakeStore
+from tests.fake_store import FakeAgent, FakeStore, fails_after, fails_before
 
 pytestmark = pytest.mark.anyio
 
@@ -231,6 +232,17 @@ async def test_deleting_what_is_not_there_is_remembered_too(anyio_backend: str, 
         assert await ref.load() == "new"
 
 
+async def test_an_update_is_not_answered_with_the_result_of_another_operation(anyio_backend: str) -> None:
+    async with dgents.Runtime() as rt:
+        ref = await rt.spawn("a", behind(FakeAgent(FakeStore())))
+        await ref.save(1, request_id="one")
+        with pytest.raises(ValueError, match="a save, patch or delete had the request id 'one'"):
+            await ref.update(lambda n: n + 1, request_id="one")
+        assert await ref.update(lambda n: n + 1, request_id="two") == 2
+        assert await ref.save(7, request_id="two") == 2
+        assert await ref.load() == 2
+
+
 async def test_request_ids_of_versions_that_the_store_lost_are_stored_again(anyio_backend: str) -> None:
     store = FakeStore()
     async with dgents.Runtime() as rt:
@@ -408,3 +420,31 @@ async def test_two_journals_of_one_state_are_refused(tmp_path: Path) -> None:
     async with dgents.Runtime() as rt:
         with pytest.raises(ValueError, match="two journals"):
             await rt.spawn("a", behind(inner, journal=tmp_path / "two"))
+
+
+# Under a newer epoch
+
+
+@pytest.mark.parametrize("journaled", [False, True])
+@pytest.mark.parametrize("fault", [fails_before, fails_after])
+async def test_what_was_acknowledged_before_the_store_was_opened_again_is_ours(
+    anyio_backend: str, journaled: bool, fault: Any, tmp_path: Path
+) -> None:
+    store, failed = FakeStore(), anyio.Event()
+
+    def note(event: dgents.Event) -> None:
+        if event.kind == "flush_failed":
+            failed.set()
+
+    async with dgents.Runtime(on_event=note) as rt:
+        journal = tmp_path / "j" if journaled else None
+        ref = await rt.spawn("a", behind(FakeAgent(store), max_delay=0, journal=journal))
+        store.faults.append(fault)
+        await ref.save(1)
+        await failed.wait()
+        ref._cell.crash(SiblingCrashed("a sibling crashed"))  # it waits until the flush has opened the store again
+        ref._cell.wake()
+        with anyio.fail_after(5):
+            await ref.flush()
+        assert await ref.load() == 1
+    assert store.versions("a") == [1]
