@@ -187,9 +187,12 @@ class Cell(StoredTurns):
             except StateError as error:
                 raise self.named(error) from error.__cause__
             if record.schema != self.codec.version:
-                (value, data), lifted_at = self.encode(state), record.version
-            elif self.codec.is_immutable(state):
-                value = state
+                value, data = self.encode(state)
+            else:
+                value = state if self.codec.is_immutable(state) else MISSING
+                data = self.codec.complete(data, state)
+            if data is not record.data:  # the store can't follow a change to what it has not got
+                lifted_at = record.version
         self.value, self.data, self.tree = value, data, MISSING
         self.earlier, self.lifted_at = None, lifted_at
         self.version, self.saved_at = (record.version, record.saved_at) if record is not None else (0, 0.0)

@@ -52,6 +52,7 @@ class StoredTurns(Freshness):
     def persist(self, delta: bytes | None) -> None:
         """Stage the new version for its store."""
         self.stage(Record(self.version, self.epoch, self.saved_at, self.data, self.codec.version, delta))
+        self.deltas = self.backend.deltas  # from here on the store has what memory has
 
     def stage(self, record: Record) -> None:
         """Put a record into the batch that gathers."""
