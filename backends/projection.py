@@ -43,6 +43,11 @@ class Projection(Generic[S]):
     """
 
     def __init__(self, source: Ref[Any], fn: Callable[[S, Any], S], into: Ref[S], default: Any = MISSING) -> None:
+        for ref in (source, into):
+            if not isinstance(ref, Ref):
+                raise TypeError(f"project: {ref!r} is no ref; give what spawn or rt.get(name) returns")
+        if not callable(fn):
+            raise TypeError(f"project: {fn!r} is no function; give one of the target's state and an event")
         cell = source._live()
         if not isinstance(cell, StreamCell):
             raise UnsupportedOperationError(

@@ -21,6 +21,7 @@ from dgents.backends.sqlite_tables import check_table_name
 from dgents.backends.stream_backend import Plan, StreamBackend
 from dgents.backends.stream_cell import StreamCell
 from dgents.backends.stream_ref import StreamRef
+from dgents.runtime.arguments import check_count, check_key, check_path
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Resources
 from dgents.runtime.migrations import Migration
@@ -98,10 +99,13 @@ class StreamAgent(Generic[E, S]):
             raise TypeError(f"fold is {type(self.fold).__name__}; give a function of the state and an event")
         if isinstance(self.events, type):
             raise TypeError(f"events is the class {self.events.__name__}; give a list of classes")
-        if self.snapshot_every < 1:
-            raise ValueError(f"snapshot_every is {self.snapshot_every}; give a number of events, 1 or more")
-        if not 1 <= self.max_event_bytes <= _MAX_EVENT_BYTES:
-            raise ValueError(f"max_event_bytes is {self.max_event_bytes}; give bytes, from 1 to {_MAX_EVENT_BYTES:,}")
+        if isinstance(self.initial, type):
+            raise TypeError(f"initial is the class {self.initial.__name__}; give the state before the first event")
+        check_count("snapshot_every", self.snapshot_every, of="number of events")
+        check_count("max_event_bytes", self.max_event_bytes, most=_MAX_EVENT_BYTES, of="number of bytes")
+        if self.key is not None:
+            check_key("key", self.key)
+        check_key("table", self.table)
         if self.signing_key is not None:
             if isinstance(self.event_log, str) and self.event_log.startswith((*_REDIS, *_POSTGRES)):
                 raise ValueError("signing_key: a signed head is kept in a directory or in SQLite, not on a server")
@@ -112,10 +116,8 @@ class StreamAgent(Generic[E, S]):
         check_table_name(self.table)
         log = self.event_log
         if log is not None and not isinstance(log, list):
-            log = os.fspath(log)
+            log = check_path("event_log", log)
             object.__setattr__(self, "event_log", log)
-            if not log or "\0" in log:
-                raise ValueError(f"event_log {log!r} names no directory")
             if "://" in log and not log.startswith((*_POSTGRES, *_REDIS)):
                 sqlite_path(log)
         if self.schema is None and not self.local and field_names(type(self.initial)) is not None:

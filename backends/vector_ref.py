@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from _thread import get_ident
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
 import anyio
@@ -95,6 +95,8 @@ class VectorRef(Ref[S]):
         Raises as `save`, and:
             ValueError: there are not as many ids or embeddings as states.
         """
+        if isinstance(states, str | bytes | Mapping) or not isinstance(states, Iterable):
+            raise TypeError(f"save_many to {self.name!r}: give a list of states; save(state) takes a single one")
         states = list(states)
         if not states:
             return []

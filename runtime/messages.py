@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from dgents.runtime.arguments import check_function
+from dgents.runtime.arguments import check_changes, check_function, check_limit, check_number
 from dgents.runtime.errors import UnsupportedOperationError
 from dgents.runtime.turns import MISSING, own_copy
 
@@ -57,6 +57,10 @@ class Save(Message[int], frozen=True):
     state: Any
     if_version: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.if_version is not None:
+            check_number("Save", "if_version", self.if_version)
+
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
         return cell.put, (*cell.encode(self.state), self.if_version, ref._guard(self.if_version)), False
 
@@ -92,6 +96,9 @@ class Patch(Message[int], frozen=True):
 
     changes: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        check_changes("Patch", self.changes)
+
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
         return cell.patch, (own_copy(dict(self.changes)),), False
 
@@ -111,6 +118,10 @@ class Append(Message[int], frozen=True):
 
     event: Any
     if_version: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.if_version is not None:
+            check_number("Append", "if_version", self.if_version)
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
         pack = getattr(cell, "pack", None)
@@ -143,6 +154,9 @@ class History(Message[list[Any]], frozen=True):
     """Ask for the kept versions, oldest first, the newest ``limit`` of them."""
 
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_limit("History", self.limit)
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
         return cell.history, (self.limit,), True

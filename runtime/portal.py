@@ -31,6 +31,8 @@ class Portal:
             RuntimeError: called from the runtime's own thread, where it would wait for itself.
             ActorStoppedError: the runtime is closed.
         """
+        if not callable(fn):
+            raise TypeError(f"portal.call: {fn!r} is no function; give one, and its arguments: portal.call(ref.load)")
         if threading.get_ident() == self._runtime.thread:
             raise RuntimeError("portal.call waits, so it can't be used in the runtime's own thread: await the method")
         future: Future[Any] = Future()

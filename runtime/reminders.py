@@ -358,7 +358,7 @@ def _times(at: datetime | None, every: float | timedelta | None) -> tuple[float,
         raise TypeError(f"remind: at={at!r}; give a datetime with a time zone")
     if at is not None and at.tzinfo is None:
         raise ValueError(f"remind: at={at} has no time zone; use datetime.now(UTC) + timedelta(...)")
-    if every is not None and not isinstance(every, timedelta | int | float):
+    if every is not None and (isinstance(every, bool) or not isinstance(every, timedelta | int | float)):
         raise TypeError(f"remind: every={every!r}; give seconds, or a timedelta")
     seconds = every.total_seconds() if isinstance(every, timedelta) else every
     if seconds is not None and not 0 < seconds < math.inf:

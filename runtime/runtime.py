@@ -12,14 +12,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NoReturn, TypeVar, cast
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_args
 from uuid import uuid4
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import anyio
 
 from dgents.runtime.actor import Cell
-from dgents.runtime.arguments import check_agent, check_text
+from dgents.runtime.arguments import check_agent, check_choice, check_count, check_name, check_seconds, check_text
 from dgents.runtime.codec import Codec
 from dgents.runtime.commit import Committer
 from dgents.runtime.contract import Agent, Store
@@ -59,12 +59,9 @@ class BaseRuntime:
         shutdown_timeout: float = 30.0,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        if mailbox_size < 1:
-            raise ValueError(f"mailbox_size is {mailbox_size}; give 1 message or more")
-        if overflow not in ("wait", "reject"):
-            raise ValueError(f'overflow is {overflow!r}; give "wait" or "reject"')
-        if shutdown_timeout < 0:
-            raise ValueError(f"shutdown_timeout is {shutdown_timeout}; give seconds, 0 or more")
+        check_count("mailbox_size", mailbox_size, of="number of messages")
+        check_choice("overflow", overflow, get_args(Overflow))
+        check_seconds("shutdown_timeout", shutdown_timeout, positive=False, bounded=False)
         if on_event is not None and not callable(on_event):
             raise TypeError(f"on_event is {on_event!r}; give a function of an event")
         self.mailbox_size = mailbox_size
@@ -189,6 +186,7 @@ class BaseRuntime:
         self.check_thread()
         if not isinstance(name, str) or not name:
             raise ValueError(f"an actor's name is a string that is not empty, not {name!r}")
+        check_text("spawn", "name", name)
         check_agent(f"spawn({name!r})", agent)
         if self.closing:
             raise self._closed_error()
@@ -239,6 +237,7 @@ class BaseRuntime:
         Raises:
             KeyError: there is none of this name.
         """
+        check_name("get", name)
         cell = self._cells.get(name)
         if cell is None:
             raise KeyError(f"no actor {name!r} runs here; spawn it, or rt.ref(name) for a virtual one")
@@ -255,7 +254,8 @@ class BaseRuntime:
             KeyError: there is none of this name.
             DeadlockError: called in a turn of that actor.
         """
-        name = ref if isinstance(ref, str) else ref.name
+        name = ref.name if isinstance(ref, Ref) else ref
+        check_name("stop", name)
         cell = self._cells.get(name)
         if cell is None:
             if isinstance(ref, str) and self._family(name) is None:
@@ -303,8 +303,10 @@ class BaseRuntime:
         Raises:
             KeyError: no registered prefix fits, and no actor has this name.
         """
+        check_name("ref", name)
         cell = self._cells.get(name) or self._virtual.get(name)
         if cell is None:
+            check_text("ref", "name", name)
             family = self._family(name)
             if family is None:
                 raise KeyError(f"no actor and no registered prefix for {name!r}; spawn it, or rt.register() its prefix")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakSet
 
 from dgents.runtime.actor import Cell
+from dgents.runtime.arguments import check_seconds
 from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
 from dgents.runtime.errors import ActorStoppedError, LeaseExpiredError
 from dgents.runtime.loops import give
@@ -152,8 +153,7 @@ class LeasedView(Generic[S]):
     """
 
     def __init__(self, ref: Ref[S], lease: float) -> None:
-        if lease <= 0:
-            raise ValueError(f"lease is {lease}; give seconds, more than 0")
+        check_seconds("lease", lease, bounded=False)
         self._ref = ref
         self._lease = lease
         self._holds: dict[Seen, tuple[Hold, Timer]] = {}  # by whose they are: what a task, or a thread, has seen

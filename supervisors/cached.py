@@ -8,7 +8,7 @@ protocol to agree after a crash; one owner does not.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import anyio
 import anyio.to_thread
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from dgents.backends.file_records import Chain, is_delta
 from dgents.backends.volatile import VolatileAgent
 from dgents.runtime.actor import Cell
+from dgents.runtime.arguments import check_choice, check_seconds
 from dgents.runtime.contract import Agent, Backend, Opened, Record, Request, Resources, Store
 from dgents.runtime.errors import StorageError, UnsupportedOperationError
 from dgents.supervisors.flush import Flush
@@ -58,10 +59,9 @@ class CachedAgent(Wrapper):
         super().__init__(backend)
         if not isinstance(cache, VolatileAgent):
             raise ValueError(f"the cache is the actor's own memory: give a VolatileAgent, not {type(cache).__name__}")
-        if policy not in ("write-through", "write-behind"):
-            raise ValueError(f'policy is {policy!r}; give "write-through" or "write-behind"')
-        if ttl is not None and ttl <= 0:
-            raise ValueError(f"ttl is {ttl}; give seconds, more than 0, or None")
+        check_choice("policy", policy, get_args(Policy))
+        if ttl is not None:
+            check_seconds("ttl", ttl, default="; None keeps the state until it changes")
         if flush is not None and not isinstance(flush, Flush):
             raise TypeError(f"flush is {flush!r}; give a Flush(max_delay=...)")
         if flush is not None and policy != "write-behind":

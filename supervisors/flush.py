@@ -6,6 +6,8 @@ import os
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from dgents.runtime.arguments import check_count, check_path, check_seconds
+
 
 @dataclass(frozen=True)
 class Flush:
@@ -24,11 +26,10 @@ class Flush:
     journal: str | Path | None = None
 
     def __post_init__(self) -> None:
-        if self.max_delay < 0 or self.max_pending < 1:
-            raise ValueError(
-                f"Flush: max_delay is {self.max_delay} (seconds, 0 or more), "
-                f"max_pending is {self.max_pending} (1 or more)"
-            )
+        check_seconds("Flush: max_delay", self.max_delay, positive=False)
+        check_count("Flush: max_pending", self.max_pending, of="number of writes")
+        if self.journal is not None:
+            check_path("Flush: journal", self.journal)
 
     def and_also(self, other: Flush) -> Flush:
         """Return when to write so that both are kept to.
