@@ -207,7 +207,7 @@ async def reread(cell: Cell) -> None:
     if cell.is_restarting:
         return
     if cell.behind is not None and cell.behind.count:
-        cell.is_fresh()
+        cell.is_fresh(cell.heard)
         return
     try:
         await refresh(cell)
