@@ -94,7 +94,7 @@ class Searches:
             self._begin(asked)
             reply = await asked.waiter
         else:
-            with asker.waiting_for(self._cell):
+            with asker.waiting_for(self._cell, asked.waiter):
                 self._begin(asked)
                 reply = await asked.waiter
         if type(reply) is Failure:

@@ -30,6 +30,7 @@ from dgents.runtime.commit import Failure, Staged
 from dgents.runtime.contract import Agent, Backend, Opened, Record
 from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
 from dgents.runtime.errors import ActorStoppedError, DgentError, MailboxFullError, StorageError
+from dgents.runtime.loops import in_context
 from dgents.runtime.mailbox import RUN_AGAIN, Envelope, Mailbox
 from dgents.runtime.phase import Phase
 from dgents.runtime.recovery import recover
@@ -180,9 +181,9 @@ class Cell(StoredTurns):
                 state = self.codec.decode(record.data, record.schema)
                 self.value = state if self.codec.is_immutable(state) else MISSING
 
-    def stop(self, why: str) -> Any:
+    def stop(self, why: str, waiter: Any = None) -> Any:
         """Begin to stop: what is queued is still answered, nothing new is taken. Returns a waiter for the end."""
-        waiter = self.loop.waiter()
+        waiter = waiter or self.loop.waiter()
         if self.phase is Phase.STOPPED:
             waiter.set_result(None)
             return waiter
@@ -258,7 +259,7 @@ class Cell(StoredTurns):
             self.post(envelope)
             reply = await envelope.waiter
         else:
-            with asker.waiting_for(self):
+            with asker.waiting_for(self, envelope.waiter, envelope):
                 self.post(envelope)
                 reply = await envelope.waiter
         if type(reply) is Failure:
@@ -365,13 +366,14 @@ class Cell(StoredTurns):
         self.turns += 1
         self.touched = self.coop.turn
         try:
-            reply = envelope.turn(*envelope.args)
+            context = envelope.context.copy()  # it may be run again
+            reply = context.run(envelope.turn, *envelope.args)
             if type(reply) is not CoroutineType:
                 return reply
-            turn = self.turn = TurnInProgress(self)
-            current_turn.set(turn)  # this task runs nothing but turns of this actor: the next one sets its own
+            turn = self.turn = TurnInProgress(self, self.loop.current_task())
+            context.run(current_turn.set, turn)
             try:
-                return await reply
+                return await in_context(context, reply)
             finally:
                 turn.active = False
                 self.turn = None
