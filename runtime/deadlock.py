@@ -11,18 +11,21 @@ from dgents.runtime.errors import DeadlockError
 
 if TYPE_CHECKING:
     from dgents.runtime.actor import Cell
+    from dgents.runtime.loops import Waiter
 
 
 class TurnInProgress:
     """The turn that the running code belongs to: an ask from inside it may come back to its own actor.
 
-    ``within`` is the turn that a transaction was opened in: the code in it belongs to both.
+    ``waiter`` is who waits for its reply. ``within`` is the turn that a transaction was opened in: the code in it
+    belongs to both.
     """
 
-    __slots__ = ("active", "cell", "waits_for", "within")
+    __slots__ = ("active", "cell", "waiter", "waits_for", "within")
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, waiter: Waiter) -> None:
         self.cell = cell
+        self.waiter = waiter
         self.active = True
         self.waits_for: list[Cell] = []
         self.within: TurnInProgress | None = None
