@@ -158,7 +158,7 @@ class StreamCell(Cell):
                     self._check_result(new, state)
                 state = new
             data = self.check_size(self.codec.encode(state)) if self.limit is not None else None
-        except Exception as error:
+        except BaseException as error:
             self._undo()
             if packed and not isinstance(error, DgentError):
                 tag = packed[number - self.version - 1].tag

@@ -20,6 +20,7 @@ Invariants
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,10 +31,10 @@ from dgents.runtime.commit import Failure, Staged
 from dgents.runtime.contract import Agent, Backend, Opened, Record
 from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
 from dgents.runtime.errors import ActorStoppedError, DgentError, MailboxFullError, StorageError
-from dgents.runtime.loops import in_context
+from dgents.runtime.loops import give, in_context
 from dgents.runtime.mailbox import RUN_AGAIN, Envelope, Mailbox
 from dgents.runtime.phase import Phase
-from dgents.runtime.recovery import recover
+from dgents.runtime.recovery import recover, refuse_in_doubt
 from dgents.runtime.shared import reread, take_shared_turns
 from dgents.runtime.stored import StoredTurns
 from dgents.runtime.tell import Receipt
@@ -135,6 +136,8 @@ class Cell(StoredTurns):
                 self.behind = attach(self)
                 self.observed = True
             self.adopt(opened)
+            if self.phase is Phase.STOPPED:  # its runtime waited no longer
+                self.refuse()
             self.phase = Phase.RUNNING
             await self.listen()
         except BaseException:  # what it holds can't be used: let go of it, so that another may mend it
@@ -168,24 +171,22 @@ class Cell(StoredTurns):
             self.value, self.data = self.encode(initial)
 
     def adopt_record(self, record: Record | None) -> None:
-        """Make a stored version the state in memory."""
-        self.value = self.tree = MISSING
-        if record is None:
-            self.version, self.data, self.saved_at = 0, None, 0.0
-            return
-        self.version, self.saved_at, self.data = record.version, record.saved_at, record.data
-        if record.data is not None:
+        """Make a stored version the state in memory; if it can't be read, memory stays as it is."""
+        value, data = MISSING, None if record is None else record.data
+        if record is not None and data is not None:
+            state = self.codec.decode(data, record.schema)
             if record.schema != self.codec.version:
-                self.value, self.data = self.encode(self.codec.decode(record.data, record.schema))
-            else:
-                state = self.codec.decode(record.data, record.schema)
-                self.value = state if self.codec.is_immutable(state) else MISSING
+                value, data = self.encode(state)
+            elif self.codec.is_immutable(state):
+                value = state
+        self.value, self.data, self.tree = value, data, MISSING
+        self.version, self.saved_at = (record.version, record.saved_at) if record is not None else (0, 0.0)
 
     def stop(self, why: str, waiter: Any = None) -> Any:
         """Begin to stop: what is queued is still answered, nothing new is taken. Returns a waiter for the end."""
         waiter = waiter or self.loop.waiter()
         if self.phase is Phase.STOPPED:
-            waiter.set_result(None)
+            give(waiter, None)
             return waiter
         self.stopped = [*(self.stopped or ()), waiter]
         if self.stopping is None:
@@ -207,7 +208,8 @@ class Cell(StoredTurns):
         )
         self.stopping.__cause__ = error
         for envelope in iter(self.mailbox.take, None):
-            envelope.waiter.set_result(Failure(self.stopping))
+            give(envelope.waiter, Failure(self.stopping))
+        self.notify()
 
     def stop_after(self, error: BaseException | None) -> None:
         """Stop because the supervisor gave up after ``error``: nothing more is taken, what waits is answered."""
@@ -232,9 +234,18 @@ class Cell(StoredTurns):
         in_flight = self.committer.in_flight(self) if self.committer is not None else ()
         for staged in {*in_flight, *self.in_doubt, *([self.gate] if self.gate is not None else [])}:
             staged.refuse(error)
+        self._answer_in_hand(error)
         if self.behind is not None:
             self.behind.abandon(error)
         self.kill(error)
+
+    def _answer_in_hand(self, error: DgentError) -> None:
+        """Answer the turns that were taken from the mailbox and will not end."""
+        in_hand = [envelope.waiter for envelope in self.batch]
+        if self.turn is not None:
+            in_hand.append(self.turn.waiter)
+        for waiter in in_hand:
+            give(waiter, Failure(error))
 
     def refuse(self) -> NoReturn:
         """Raise why this actor takes no message."""
@@ -308,7 +319,7 @@ class Cell(StoredTurns):
                     await self.take_turn(envelope)
                 if await self._step():
                     continue
-            except Exception as error:  # ours, not the user's: better stopped than stuck
+            except (Exception, CancelledError) as error:  # ours, not the user's: better stopped than stuck
                 self.runtime.emit("crashed", self.name, error=error)
                 await self._end(error)
             break
@@ -365,12 +376,13 @@ class Cell(StoredTurns):
         """Run one turn to its end and return its reply; RUN_AGAIN if it could not be finished and is queued again."""
         self.turns += 1
         self.touched = self.coop.turn
+        envelope.started = True
         try:
             context = envelope.context.copy()  # it may be run again
             reply = context.run(envelope.turn, *envelope.args)
             if type(reply) is not CoroutineType:
                 return reply
-            turn = self.turn = TurnInProgress(self, self.loop.current_task())
+            turn = self.turn = TurnInProgress(self, envelope.waiter, self.loop.current_task())
             context.run(current_turn.set, turn)
             try:
                 return await in_context(context, reply)
@@ -382,9 +394,9 @@ class Cell(StoredTurns):
             return RUN_AGAIN
         except BackendFailure as failure:
             return self.crash_in(envelope, failure.error)
-        except GeneratorExit:
-            raise
         except BaseException as error:  # also a cancellation that the user's function met in a task it awaited
+            if type(error) is GeneratorExit and _is_ours(error):
+                raise
             return Failure(error)
 
     def crash_in(self, envelope: Envelope, error: StorageError) -> Any:
@@ -402,8 +414,8 @@ class Cell(StoredTurns):
         """Send a reply, through the gate."""
         if self.gate is not None:
             self.gate.answer(envelope.waiter, reply)
-        elif not envelope.waiter.done():
-            envelope.waiter.set_result(reply)
+        else:
+            give(envelope.waiter, reply)
 
     # What it is doing
 
@@ -430,7 +442,7 @@ class Cell(StoredTurns):
             await self.runtime.activate(self)
         except Exception as error:
             for envelope in iter(self.mailbox.take, None):
-                envelope.waiter.set_result(Failure(error))
+                give(envelope.waiter, Failure(error))
             if not isinstance(error, DgentError):
                 self.runtime.emit("crashed", self.name, error=error)
 
@@ -446,6 +458,8 @@ class Cell(StoredTurns):
         """Leave memory: all is durable, and no message waits."""
         on_idle, self.on_idle = self.on_idle, None
         await self.let_go()
+        if self.phase is Phase.STOPPED:  # its runtime waited no longer
+            return
         self.phase = Phase.PASSIVE
         if self.expiry is not None:
             self.expiry.cancel()
@@ -463,16 +477,26 @@ class Cell(StoredTurns):
             self.expiry.cancel()
         if self.backend is not None:
             await self.let_go()
+        stopping = self.stopping or ActorStoppedError("stopped", actor=self.name)
         for envelope in iter(self.mailbox.take, None):
-            envelope.waiter.set_result(Failure(self.stopping or ActorStoppedError("stopped", actor=self.name)))
+            give(envelope.waiter, Failure(stopping))
+        self._answer_in_hand(
+            ActorStoppedError(stopping.message, actor=self.name, outcome="unknown", hint=stopping.hint)
+        )
+        refuse_in_doubt(self, error)
         self.runtime.ended(self, error)
         waiters, self.stopped = self.stopped or (), None
         if self.virtual and not self.runtime.closing:
             self.phase, self.stopping, self.error = Phase.PASSIVE, None, None
         for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(error)
+            give(waiter, error)
         self.notify()
+
+
+def _is_ours(error: GeneratorExit) -> bool:
+    """Say whether it closes our own coroutine, whose loop is gone, and was not raised by the user's function."""
+    assert error.__traceback__ is not None
+    return error.__traceback__.tb_next is None
 
 
 def _scalars(schema: Any) -> frozenset[type]:

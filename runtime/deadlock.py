@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgents.runtime.commit import Failure
 from dgents.runtime.errors import DeadlockError
+from dgents.runtime.loops import give
 
 if TYPE_CHECKING:
     from dgents.runtime.actor import Cell
@@ -33,14 +34,15 @@ _WARN_AFTER = 5.0  # seconds
 class TurnInProgress:
     """The turn that the running code belongs to: an ask from inside it may come back to its own actor.
 
-    ``tasks`` are those that are the turn: the one that runs it, and the calls of threads that it waits for. ``within``
-    is the turn that a transaction was opened in: the code in it belongs to both.
+    ``waiter`` is who waits for its reply. ``tasks`` are those that are the turn: the one that runs it, and the calls of
+    threads that it waits for. ``within`` is the turn that a transaction was opened in: the code in it belongs to both.
     """
 
-    __slots__ = ("active", "cell", "tasks", "waits", "within")
+    __slots__ = ("active", "cell", "tasks", "waiter", "waits", "within")
 
-    def __init__(self, cell: Cell, task: Any) -> None:
+    def __init__(self, cell: Cell, waiter: Waiter, task: Any) -> None:
         self.cell = cell
+        self.waiter = waiter
         self.active = True
         self.tasks = [task]
         self.waits: list[Wait] = []
@@ -145,11 +147,8 @@ class Wait:
         """Let the task go on with an error; its message is withdrawn, if its turn has not begun."""
         if self.envelope is None or self.envelope.started:
             error.outcome = "unknown"
-        self.cell.loop.call_threadsafe(self._refuse, Failure(error))  # it may be another runtime's, in another thread
-
-    def _refuse(self, failure: Failure) -> None:
-        if not self.waiter.done():
-            self.waiter.set_result(failure)
+        # It may be of another runtime, in another thread.
+        self.cell.loop.call_threadsafe(give, self.waiter, Failure(error))
 
 
 current_turn: ContextVar[TurnInProgress | None] = ContextVar("dgents_turn", default=None)

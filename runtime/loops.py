@@ -21,11 +21,17 @@ _BLANK = contextvars.Context()
 
 
 class Waiter(Protocol):
-    """A one-shot result that one task awaits. Set at most once; setting an abandoned one does nothing."""
+    """A one-shot result that one task awaits; it is set by `give`. A task that is cancelled abandons its waiter."""
 
     def done(self) -> bool: ...
     def set_result(self, result: Any, /) -> None: ...
     def __await__(self) -> Generator[Any, None, Any]: ...
+
+
+def give(waiter: Waiter, result: Any) -> None:
+    """Set the result of a waiter, unless it has one, or nobody awaits it any more."""
+    if not waiter.done():
+        waiter.set_result(result)
 
 
 class Timer(Protocol):

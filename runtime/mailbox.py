@@ -90,7 +90,6 @@ class Mailbox:
         while self._queue:
             envelope = self._queue.popleft()
             if not envelope.withdrawn:
-                envelope.started = True
                 return envelope
         self._queue = None
         return None

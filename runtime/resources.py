@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from dgents.runtime.loops import Loop
+from dgents.runtime.loops import Loop, give
 
 T = TypeVar("T")
 
@@ -70,12 +70,7 @@ class SharedResources:
             self._portal = self._threads.enter_context(start_blocking_portal("asyncio"))
         waiter = self._loop.waiter()
         future = self._portal.start_task_soon(fn, *args)
-
-        def wake() -> None:
-            if not waiter.done():
-                waiter.set_result(None)
-
-        future.add_done_callback(lambda _: self._loop.call_threadsafe(wake))
+        future.add_done_callback(lambda _: self._loop.call_threadsafe(give, waiter, None))
         await self._loop.wait_shielded(waiter)
         return future.result()
 

@@ -27,7 +27,7 @@ from dgents.runtime.coop import Coop
 from dgents.runtime.deadlock import turn_in_progress
 from dgents.runtime.errors import ActorStoppedError, NameTakenError, StorageError
 from dgents.runtime.events import Event, Events, EventStream
-from dgents.runtime.loops import Loop, running_loop
+from dgents.runtime.loops import Loop, give, running_loop
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.phase import Phase
 from dgents.runtime.portal import Portal
@@ -135,8 +135,7 @@ class BaseRuntime:
             self.coop.forget_task()
             self._events.close()
             _open_runtimes.pop(self.id, None)
-            if not done.done():
-                done.set_result(failure)
+            give(done, failure)
 
     async def _shut_down(self) -> StorageError | None:
         """Stop everything within the deadline; return what is to be said of what could not be flushed."""
@@ -168,7 +167,7 @@ class BaseRuntime:
 
         async def let_go(cell: Cell, done: Any) -> None:
             await cell.let_go()
-            done.set_result(None)
+            give(done, None)
 
         waiters = [self.loop.waiter() for _ in cells]
         for cell, waiter in zip(cells, waiters, strict=True):

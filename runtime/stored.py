@@ -13,6 +13,7 @@ from dgents.runtime.commit import Staged
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError
 from dgents.runtime.freshness import Freshness
+from dgents.runtime.loops import give
 from dgents.runtime.phase import Phase
 from dgents.runtime.recovery import refuse_in_doubt
 from dgents.runtime.shared import lost_at_once
@@ -61,7 +62,7 @@ class StoredTurns(Freshness):
                 cast("Cell", self).refuse()
             self.gate = gate = Staged(self)
             gate.add(record)
-            if self.phase is Phase.RESTARTING:
+            if self.in_doubt:  # it builds on what may not be stored
                 self.in_doubt = [*self.in_doubt, gate]
             elif not self.is_shared:
                 self.committer.submit(gate)
@@ -141,8 +142,8 @@ class StoredTurns(Freshness):
             await self.settling
 
     def _wake_settling(self) -> None:
-        if self.settling is not None and not self.settling.done():
-            self.settling.set_result(None)
+        if self.settling is not None:
+            give(self.settling, None)
 
     # Turns that read the store
 

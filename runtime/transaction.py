@@ -9,6 +9,7 @@ from weakref import WeakSet
 from dgents.runtime.actor import Cell
 from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
 from dgents.runtime.errors import ActorStoppedError, LeaseExpiredError
+from dgents.runtime.loops import give
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.phase import Phase
 from dgents.runtime.seen import Seen
@@ -49,8 +50,7 @@ class Hold:
 
     def release(self) -> None:
         """Give the turn back; the next message's turn begins."""
-        if not self._released.done():
-            self._released.set_result(None)
+        give(self._released, None)
         if self._held is not None:
             self._held.active = False
             if current_turn.get() is self._held:  # not when a lease expires, in a task of the runtime's
@@ -65,7 +65,7 @@ class Hold:
             await cell.flush()  # the holder sees the state: nothing of it may still be lost
         if self._granted.done():
             return
-        self._granted.set_result(cell.form_or_none())
+        give(self._granted, cell.form_or_none())
         await self._released
         if cell.is_shared and cell.gate is not None:
             cell.batch = []

@@ -400,9 +400,8 @@ async def test_a_nursery_that_was_opened_before_the_turn_is_not_awaited_by_it(rt
     async def load() -> None:
         loaded.append(await a.load())
 
-    async with trio.open_nursery() as nursery:
-        async with a.transaction() as tx:
-            nursery.start_soon(load)
-            await anyio.wait_all_tasks_blocked()
-            tx.state = 3
+    async with trio.open_nursery() as nursery, a.transaction() as tx:
+        nursery.start_soon(load)
+        await anyio.wait_all_tasks_blocked()
+        tx.state = 3
     assert loaded == [3]
