@@ -208,7 +208,7 @@ def find(look: Look, batch: Sequence[Asked], codec: Codec[Any]) -> list[list[lis
 def _attempt(fn: Callable[..., Any], *args: Any) -> Any:
     try:
         return fn(*args)
-    except Exception as error:
+    except BaseException as error:
         return Failure(error)
 
 
