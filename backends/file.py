@@ -20,7 +20,7 @@ from dgents.backends.file_upkeep import Settings
 from dgents.backends.files import safe_name
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import StorageError
-from dgents.runtime.reminders import Entries, Ledger
+from dgents.runtime.ledger import Entries, Ledger
 from dgents.runtime.state_type import S
 
 if TYPE_CHECKING:

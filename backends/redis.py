@@ -16,7 +16,7 @@ from dgents.backends.redis_ref import RedisRef
 from dgents.backends.redis_url import RedisPlace, parse_redis_url
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import StateCorruptionError, StorageError, UnsupportedOperationError
-from dgents.runtime.reminders import Entries, Ledger
+from dgents.runtime.ledger import Entries, Ledger
 from dgents.runtime.state_type import S
 
 if TYPE_CHECKING:

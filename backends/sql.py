@@ -13,7 +13,7 @@ from dgents.backends.sqlite import SqliteBackend, sqlite_store
 from dgents.backends.sqlite_tables import check_table_name, states_table
 from dgents.runtime.contract import Backend, Ownership, Resources
 from dgents.runtime.errors import UnsupportedOperationError
-from dgents.runtime.reminders import Entries, Ledger
+from dgents.runtime.ledger import Entries, Ledger
 from dgents.runtime.state_type import S
 
 _SQLITE = "sqlite:///"

@@ -16,9 +16,6 @@ from functools import partial
 from types import coroutine
 from typing import Any, Protocol
 
-# What runs in the runtime's own tasks and timers starts from an empty context, not from that of whoever made them.
-_BLANK = contextvars.Context()
-
 
 class Waiter(Protocol):
     """A one-shot result that one task awaits; it is set by `give`. A task that is cancelled abandons its waiter."""
@@ -77,6 +74,7 @@ class AsyncioLoop:
     name = "asyncio"
 
     def __init__(self) -> None:
+        self._blank = blank_context(self.name)
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self.waiter: Callable[[], Waiter] = self._loop.create_future
@@ -89,12 +87,12 @@ class AsyncioLoop:
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> None:
-        task = self._loop.create_task(fn(*args), context=_BLANK.copy() if context is None else context)
+        task = self._loop.create_task(fn(*args), context=self._blank.copy() if context is None else context)
         self._tasks.add(task)  # asyncio itself keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
 
     def call_later(self, delay: float, fn: Callable[..., Any], *args: Any) -> Timer:
-        return self._loop.call_later(delay, fn, *args, context=_BLANK.copy())
+        return self._loop.call_later(delay, fn, *args, context=self._blank.copy())
 
     def call_threadsafe(self, fn: Callable[..., Any], *args: Any) -> None:
         self._loop.call_soon_threadsafe(fn, *args)
@@ -134,6 +132,11 @@ class AsyncioLoop:
         return waiter.result()
 
 
+def blank_context(loop: str) -> contextvars.Context:
+    """Return what the runtime's own tasks and timers begin with: nothing of whoever happens to have made them."""
+    return contextvars.Context().run(context_for, loop)
+
+
 def context_for(loop: str) -> contextvars.Context:
     """Return a copy of the running context, of another thread's, for tasks of this kind of event loop."""
     context = contextvars.copy_context()
@@ -171,6 +174,7 @@ class TrioLoop:
     def __init__(self) -> None:
         import trio  # an optional dependency: only a program that runs under trio comes here
 
+        self._blank = blank_context(self.name)
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
         self.time = trio.current_time
@@ -183,7 +187,7 @@ class TrioLoop:
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> None:
-        self._trio.lowlevel.spawn_system_task(fn, *args, context=_BLANK.copy() if context is None else context)
+        self._trio.lowlevel.spawn_system_task(fn, *args, context=self._blank.copy() if context is None else context)
 
     def call_later(self, delay: float, fn: Callable[..., Any], *args: Any) -> Timer:
         scope = self._trio.CancelScope()
