@@ -129,7 +129,12 @@ class Cell(StoredTurns):
         self.backend = self.agent.backend(self.name, self.runtime.resources)
         size_limit = getattr(self.agent, "size_limit", None)
         self.limit = size_limit(self.depth) if size_limit is not None else None
-        opened = await self.backend.open()
+        self.runtime.resources.claim(self.backend, self.name)
+        try:
+            opened = await self.backend.open()
+        except BaseException:
+            self.runtime.resources.unclaim(self.backend)
+            raise
         try:
             attach = getattr(self.backend, "attach", None)
             if attach is not None:
@@ -453,6 +458,7 @@ class Cell(StoredTurns):
                 await self.backend.close()
         except Exception as error:
             self.runtime.emit("warning", self.name, message="its backend could not be closed", error=error)
+        self.runtime.resources.unclaim(self.backend)
 
     async def _passivate(self) -> None:
         """Leave memory: all is durable, and no message waits."""
