@@ -38,7 +38,7 @@ from dgents.runtime.recovery import recover, refuse_in_doubt
 from dgents.runtime.shared import reread, take_shared_turns
 from dgents.runtime.stored import StoredTurns
 from dgents.runtime.tell import Receipt
-from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Interrupted
+from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Form, Interrupted
 
 if TYPE_CHECKING:
     from dgents.runtime.commit import Committer
@@ -201,6 +201,7 @@ class Cell(StoredTurns):
         self.free = self.hit = False
         self.phase = Phase.STOPPED
         self.error = error
+        self.fresh = self.fresh and self.gate is None and not self.in_doubt
         self.stopping = self.stopping or ActorStoppedError(
             f"actor {self.name!r} has stopped after {type(error).__name__}: {error}",
             actor=self.name,
@@ -232,12 +233,13 @@ class Cell(StoredTurns):
             hint="raise Runtime(shutdown_timeout=), or look at what keeps the store",
         )
         in_flight = self.committer.in_flight(self) if self.committer is not None else ()
-        for staged in {*in_flight, *self.in_doubt, *([self.gate] if self.gate is not None else [])}:
+        waiting = {*in_flight, *self.in_doubt, *([self.gate] if self.gate is not None else [])}
+        self.kill(error)
+        for staged in waiting:
             staged.refuse(error)
         self._answer_in_hand(error)
         if self.behind is not None:
             self.behind.abandon(error)
-        self.kill(error)
 
     def _answer_in_hand(self, error: DgentError) -> None:
         """Answer the turns that were taken from the mailbox and will not end."""
@@ -246,6 +248,14 @@ class Cell(StoredTurns):
             in_hand.append(self.turn.waiter)
         for waiter in in_hand:
             give(waiter, Failure(error))
+
+    @property
+    def takes_messages(self) -> bool:
+        return self.stopping is None and not self.runtime.closing
+
+    def last_form(self) -> Form | None:
+        """Return what a stopped actor ended with; None if nothing is saved, or that is not known to be durable."""
+        return self.form_or_none() if self.fresh else None
 
     def refuse(self) -> NoReturn:
         """Raise why this actor takes no message."""
