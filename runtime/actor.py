@@ -30,7 +30,7 @@ import anyio
 from dgents.runtime.commit import Failure, Staged
 from dgents.runtime.contract import Agent, Backend, Opened, Record
 from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
-from dgents.runtime.errors import ActorStoppedError, DgentError, MailboxFullError, StorageError
+from dgents.runtime.errors import ActorStoppedError, DgentError, MailboxFullError, StateError, StorageError
 from dgents.runtime.loops import give
 from dgents.runtime.mailbox import RUN_AGAIN, Envelope, Mailbox
 from dgents.runtime.phase import Phase
@@ -174,7 +174,10 @@ class Cell(StoredTurns):
         """Make a stored version the state in memory; if it can't be read, memory stays as it is."""
         value, data = MISSING, None if record is None else record.data
         if record is not None and data is not None:
-            state = self.codec.decode(data, record.schema)
+            try:
+                state = self.codec.decode(data, record.schema)
+            except StateError as error:
+                raise self.named(error) from error.__cause__
             if record.schema != self.codec.version:
                 value, data = self.encode(state)
             elif self.codec.is_immutable(state):
