@@ -111,6 +111,7 @@ class Cell(StoredTurns):
         self.limit: tuple[int, float] | None = None  # bytes, and the budget that they come from
         self.batch: Sequence[Envelope] = ()  # shared: the turns being tried
         self.fresh = False  # shared: the state in memory is the newest that we know of
+        self.heard = 0
         self.turns = 0
         self.touched = 0
         self.restarts = 0
@@ -149,7 +150,7 @@ class Cell(StoredTurns):
         if self.behind is not None and self.behind.count and not self.behind.journaled:
             self.epoch = opened.epoch  # memory is ahead of the store, which is all that there is of it
             self.backend.replay(self)  # type: ignore[attr-defined]
-            self.is_fresh()
+            self.is_fresh(self.heard)
             return
         store = self.backend.store if self.behind is None or self.behind.journaled else None
         self.committer = self.runtime.committer(store) if store is not None else None
@@ -163,7 +164,7 @@ class Cell(StoredTurns):
         self.epoch = opened.epoch
         self.misses += 1
         self.listening = False
-        self.is_fresh()
+        self.is_fresh(self.heard)
         if self.behind is not None:
             self.backend.replay(self)  # type: ignore[attr-defined]
         initial = getattr(self.agent, "initial", MISSING)
