@@ -27,6 +27,7 @@ from dgents.runtime.ledger import Ledger
 from dgents.runtime.migrations import Migration
 from dgents.runtime.shapes import field_names
 from dgents.runtime.state_type import S
+from dgents.runtime.turns import own_copy
 
 E = TypeVar("E")
 
@@ -43,7 +44,7 @@ class StreamAgent(Generic[E, S]):
         fold: ``fold(state, event)`` returns the next state; it may change ``state`` in place and return it. A plain
             function of its two arguments: it is called again when the log is read, in a worker thread. What it raises
             refuses the event.
-        initial: the state before the first event. Each actor begins with a copy.
+        initial: the state before the first event. Each actor begins with a copy of what it is now.
         event_log: where the events are kept. None: in memory. A list: in memory; it begins with these, and a copy of
             each new one is added to it. A directory, for a folder of each stream in it. ``sqlite:///PATH``: a database,
             in ``table``. ``postgresql://...``: the same.
@@ -119,6 +120,7 @@ class StreamAgent(Generic[E, S]):
                 sqlite_path(log)
         if self.schema is None and not self.local and field_names(type(self.initial)) is not None:
             object.__setattr__(self, "schema", type(self.initial))
+        object.__setattr__(self, "initial", own_copy(self.initial))
         self.codecs()
 
     @property

@@ -30,7 +30,7 @@ import anyio
 from dgents.runtime.commit import Failure, Staged
 from dgents.runtime.contract import Agent, Backend, Opened, Record
 from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
-from dgents.runtime.errors import ActorStoppedError, DgentError, MailboxFullError, StorageError
+from dgents.runtime.errors import ActorStoppedError, DgentError, MailboxFullError, StateError, StorageError
 from dgents.runtime.loops import give, in_context
 from dgents.runtime.mailbox import RUN_AGAIN, Envelope, Mailbox
 from dgents.runtime.phase import Phase
@@ -38,7 +38,7 @@ from dgents.runtime.recovery import recover, refuse_in_doubt
 from dgents.runtime.shared import reread, take_shared_turns
 from dgents.runtime.stored import StoredTurns
 from dgents.runtime.tell import Receipt
-from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Interrupted
+from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Form, Interrupted
 
 if TYPE_CHECKING:
     from dgents.runtime.commit import Committer
@@ -111,6 +111,7 @@ class Cell(StoredTurns):
         self.limit: tuple[int, float] | None = None  # bytes, and the budget that they come from
         self.batch: Sequence[Envelope] = ()  # shared: the turns being tried
         self.fresh = False  # shared: the state in memory is the newest that we know of
+        self.heard = 0
         self.turns = 0
         self.touched = 0
         self.restarts = 0
@@ -154,7 +155,7 @@ class Cell(StoredTurns):
         if self.behind is not None and self.behind.count and not self.behind.journaled:
             self.epoch = opened.epoch  # memory is ahead of the store, which is all that there is of it
             self.backend.replay(self)  # type: ignore[attr-defined]
-            self.is_fresh()
+            self.is_fresh(self.heard)
             return
         store = self.backend.store if self.behind is None or self.behind.journaled else None
         self.committer = self.runtime.committer(store) if store is not None else None
@@ -168,7 +169,7 @@ class Cell(StoredTurns):
         self.epoch = opened.epoch
         self.misses += 1
         self.listening = False
-        self.is_fresh()
+        self.is_fresh(self.heard)
         if self.behind is not None:
             self.backend.replay(self)  # type: ignore[attr-defined]
         initial = getattr(self.agent, "initial", MISSING)
@@ -179,7 +180,10 @@ class Cell(StoredTurns):
         """Make a stored version the state in memory; if it can't be read, memory stays as it is."""
         value, data = MISSING, None if record is None else record.data
         if record is not None and data is not None:
-            state = self.codec.decode(data, record.schema)
+            try:
+                state = self.codec.decode(data, record.schema)
+            except StateError as error:
+                raise self.named(error) from error.__cause__
             if record.schema != self.codec.version:
                 value, data = self.encode(state)
             elif self.codec.is_immutable(state):
@@ -206,6 +210,7 @@ class Cell(StoredTurns):
         self.free = self.hit = False
         self.phase = Phase.STOPPED
         self.error = error
+        self.fresh = self.fresh and self.gate is None and not self.in_doubt
         self.stopping = self.stopping or ActorStoppedError(
             f"actor {self.name!r} has stopped after {type(error).__name__}: {error}",
             actor=self.name,
@@ -237,12 +242,13 @@ class Cell(StoredTurns):
             hint="raise Runtime(shutdown_timeout=), or look at what keeps the store",
         )
         in_flight = self.committer.in_flight(self) if self.committer is not None else ()
-        for staged in {*in_flight, *self.in_doubt, *([self.gate] if self.gate is not None else [])}:
+        waiting = {*in_flight, *self.in_doubt, *([self.gate] if self.gate is not None else [])}
+        self.kill(error)
+        for staged in waiting:
             staged.refuse(error)
         self._answer_in_hand(error)
         if self.behind is not None:
             self.behind.abandon(error)
-        self.kill(error)
 
     def _answer_in_hand(self, error: DgentError) -> None:
         """Answer the turns that were taken from the mailbox and will not end."""
@@ -251,6 +257,14 @@ class Cell(StoredTurns):
             in_hand.append(self.turn.waiter)
         for waiter in in_hand:
             give(waiter, Failure(error))
+
+    @property
+    def takes_messages(self) -> bool:
+        return self.stopping is None and not self.runtime.closing
+
+    def last_form(self) -> Form | None:
+        """Return what a stopped actor ended with; None if nothing is saved, or that is not known to be durable."""
+        return self.form_or_none() if self.fresh else None
 
     def refuse(self) -> NoReturn:
         """Raise why this actor takes no message."""

@@ -9,7 +9,7 @@ import msgspec
 
 from dgents.runtime.arguments import check_function
 from dgents.runtime.errors import UnsupportedOperationError
-from dgents.runtime.turns import MISSING
+from dgents.runtime.turns import MISSING, own_copy
 
 if TYPE_CHECKING:
     from dgents.runtime.actor import Cell
@@ -66,7 +66,10 @@ class Save(Message[int], frozen=True):
 
 
 class Update(Message[Any], frozen=True):
-    """Replace the state by what a function makes of it; the reply is the new state."""
+    """Replace the state by what a function makes of it; the reply is the new state.
+
+    The default is copied when the message is sent; the function and ``args`` are passed on as they are.
+    """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...] = ()
@@ -76,7 +79,7 @@ class Update(Message[Any], frozen=True):
         check_function("Update", self.fn)
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
-        return cell.apply_queued, (self.fn, self.args, self.default), False
+        return cell.apply_queued, (self.fn, self.args, own_copy(self.default)), False
 
     def result(self, ref: Ref[Any], reply: Any) -> Any:
         state, version = reply
@@ -85,12 +88,12 @@ class Update(Message[Any], frozen=True):
 
 
 class Patch(Message[int], frozen=True):
-    """Set parts of the state by path; the reply is the new version."""
+    """Set parts of the state by path; the reply is the new version. The parts are copied when the message is sent."""
 
     changes: Mapping[str, Any]
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
-        return cell.patch, (dict(self.changes),), False
+        return cell.patch, (own_copy(dict(self.changes)),), False
 
 
 class Delete(Message[None], frozen=True):

@@ -85,7 +85,7 @@ class Ref(Generic[S]):
         """Return the caller's own copy of the state.
 
         Args:
-            default: what to return when nothing is saved.
+            default: what to return, as it is, when nothing is saved.
             version: return this one of the kept versions.
 
         Raises:
@@ -218,7 +218,8 @@ class Ref(Generic[S]):
         Args:
             fn: a function, sync or async, of the caller's own copy of the state; it returns the new state. While an
                 async one runs, the actor takes no other message. On a shared store it may run more than once.
-            default: what ``fn`` gets when nothing was saved.
+            args: passed on as they are, to each run.
+            default: what ``fn`` gets when nothing was saved: a copy of it, to each run.
             request_id: the same id again is answered with the first result, and not applied again.
 
         Raises:

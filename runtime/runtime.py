@@ -134,6 +134,8 @@ class BaseRuntime:
                 self.closed = True
             self.coop.forget_task()
             self._events.close()
+            for cell in self._virtual.values():  # also those that are not in memory have ended
+                cell.notify()
             _open_runtimes.pop(self.id, None)
             give(done, failure)
 

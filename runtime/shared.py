@@ -158,10 +158,11 @@ async def _try_batch(cell: Cell) -> bool:
 async def submit(cell: Cell, staged: Staged) -> bool:
     """Commit what the turns wrote; return False if somebody else wrote first."""
     assert cell.committer is not None
+    heard = cell.heard
     cell.committer.submit(staged)
     await cell.settled()
     if staged.is_open:
-        cell.is_fresh()
+        cell.is_fresh(heard)
         return True
     _forget(cell)
     if staged.error is None:  # in doubt: the recovery answers
@@ -187,13 +188,14 @@ async def refresh(cell: Cell) -> None:
     Raises:
         BackendFailure: the store could not be read.
     """
+    heard = cell.heard
     record = await cell.reading(cell.backend.read())
     known = record is not None and (record.version, record.saved_at) == (cell.version, cell.saved_at)
     if not (known and cell.fresh):
         cell.requests = None
         cell.adopt_record(record)
     cell.misses += 1
-    cell.is_fresh()
+    cell.is_fresh(heard)
 
 
 async def reread(cell: Cell) -> None:

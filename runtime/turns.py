@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from copy import deepcopy
 from datetime import UTC, datetime
 from inspect import CORO_CREATED, getcoroutinestate
 from time import time
@@ -37,6 +38,7 @@ from dgents.runtime.errors import (
 )
 from dgents.runtime.patch import apply_patch, encode_patch, get_part, parse_path, set_part
 from dgents.runtime.roundtrip import find_difference
+from dgents.runtime.shapes import immutable
 
 if TYPE_CHECKING:
     from dgents.runtime.commit import Committer, Staged
@@ -69,6 +71,22 @@ class Interrupted(Exception):
 MISSING: Final = _Missing()
 SCALARS: Final[frozenset[type]] = frozenset({int, str, bytes, float, bool, type(None)})
 Bytes: TypeAlias = bytes | None
+
+
+def own_copy(state: Any) -> Any:
+    """Return a copy that nobody else has; what can't be changed, and a bare ``object()``, is handed out as it is.
+
+    Raises:
+        StateSerializationError: it can't be copied, so it is no state.
+    """
+    if immutable(state) or type(state) is object:
+        return state
+    try:
+        return deepcopy(state)
+    except Exception as error:
+        raise StateSerializationError(
+            f"a state of {type(state).__name__} can't be copied: {error}", hint="give one that is data"
+        ) from error
 
 
 class Snapshot(msgspec.Struct, Generic[S], frozen=True):
@@ -300,7 +318,7 @@ class StateTurns:
         """Save what ``fn`` makes of the state and return the new state; a `Pending` of it if ``fn`` is async."""
         state = self.value
         if state is MISSING:
-            state = default if default is not MISSING and self.absent else self.current()
+            state = own_copy(default) if default is not MISSING and self.absent else self.current()
         return self.apply_result(fn(state, *args), state)
 
     def apply_result(self, new: Any, state: Any) -> Any:

@@ -121,3 +121,28 @@ async def test_a_database_that_is_opened_again_for_a_retry_is_closed_with_its_ac
     assert "restarted" in bench.kinds("a")
     await bench.rt.stop(a)
     assert not [name for name in open_files() if name.startswith(str(path))]
+
+
+@pytest.mark.parametrize("during", ["read", "commit"])
+async def test_what_a_cache_hears_of_while_it_asks_its_store_is_not_forgotten(bench: Bench, during: str) -> None:
+    reading = Door()
+    agent = HeldAgent(FakeAgent(bench.store, "shared"), reading=reading)
+    a = await bench.rt.spawn("a", dgents.CachedAgent(dgents.VolatileAgent(), agent))
+    await a.save(1)
+    if during == "read":
+        a._cell.expire()
+        reading.shut()
+        call = bench.run(a.load)
+        await reading.reached()
+    else:
+        bench.store.hold()
+        call = await bench.run.blocked(a.save, 2)
+    a._cell.expire()  # another process has written, as its store reports
+    if during == "read":
+        reading.open()
+    else:
+        bench.store.let_go()
+    await call.result()
+    last = bench.store.records["a"][-1]
+    bench.store.records["a"].append(msgspec.structs.replace(last, version=last.version + 1, data=b"\x09"))
+    assert await a.load() == 9
