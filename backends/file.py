@@ -21,8 +21,8 @@ from dgents.backends.files import safe_name
 from dgents.runtime.arguments import check_choice, check_history, check_path
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import StorageError
+from dgents.runtime.ledger import Entries, Ledger
 from dgents.runtime.migrations import Migrations
-from dgents.runtime.reminders import Entries, Ledger
 from dgents.runtime.state_type import S
 
 if TYPE_CHECKING:

@@ -131,7 +131,7 @@ class Projection(Generic[S]):
                     await self._changed
         except ActorStoppedError as error:
             self.error = error
-        except Exception as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # its function's: the event loop goes on
             self.error = error
             message = f"the projection of {self._source.name!r} into {self._into.name!r} has stopped"
             cell.runtime.emit("warning", self._into.name, message=message, error=error)

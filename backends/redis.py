@@ -15,10 +15,10 @@ from dgents.backends.redis_record import Header, decode, decode_all, decode_head
 from dgents.backends.redis_ref import RedisRef
 from dgents.backends.redis_url import RedisPlace, parse_redis_url
 from dgents.runtime.arguments import check_choice, check_history, check_key, check_seconds
-from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
+from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, StateIdentity, Write
 from dgents.runtime.errors import StateCorruptionError, StorageError, UnsupportedOperationError
+from dgents.runtime.ledger import Entries, Ledger
 from dgents.runtime.migrations import Migrations
-from dgents.runtime.reminders import Entries, Ledger
 from dgents.runtime.state_type import S
 
 if TYPE_CHECKING:
@@ -151,6 +151,12 @@ class RedisBackend:
         self._resources = resources
         self._store: RedisStore | None = None
         self._listeners: dict[Callable[[], None], Callable[[bytes | None], None]] = {}
+
+    @property
+    def identity(self) -> StateIdentity:
+        """Which state this is: the same in every agent that names this database and key."""
+        place = self._agent.place
+        return StateIdentity(("redis", *place.database), self.key, place.safe)
 
     @property
     def store(self) -> RedisStore | None:

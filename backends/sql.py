@@ -13,8 +13,8 @@ from dgents.backends.sqlite_tables import check_table_name, states_table
 from dgents.runtime.arguments import check_choice, check_history, check_key, check_path
 from dgents.runtime.contract import Backend, Ownership, Resources
 from dgents.runtime.errors import UnsupportedOperationError
+from dgents.runtime.ledger import Entries, Ledger
 from dgents.runtime.migrations import Migrations
-from dgents.runtime.reminders import Entries, Ledger
 from dgents.runtime.state_type import S
 
 _SQLITE = "sqlite:///"

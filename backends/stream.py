@@ -24,8 +24,8 @@ from dgents.backends.stream_ref import StreamRef
 from dgents.runtime.arguments import check_count, check_key, check_path
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Resources
+from dgents.runtime.ledger import Ledger
 from dgents.runtime.migrations import Migration
-from dgents.runtime.reminders import Ledger
 from dgents.runtime.shapes import field_names
 from dgents.runtime.state_type import S
 from dgents.runtime.turns import own_copy

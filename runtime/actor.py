@@ -32,7 +32,7 @@ from dgents.runtime.commit import Failure, Staged
 from dgents.runtime.contract import Agent, Backend, Opened, Record
 from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
 from dgents.runtime.errors import ActorStoppedError, DgentError, MailboxFullError, StateError, StorageError
-from dgents.runtime.loops import give
+from dgents.runtime.loops import give, in_context
 from dgents.runtime.mailbox import RUN_AGAIN, Envelope, Mailbox
 from dgents.runtime.phase import Phase
 from dgents.runtime.recovery import recover, refuse_in_doubt
@@ -131,7 +131,12 @@ class Cell(StoredTurns):
         self.backend = self.agent.backend(self.name, self.runtime.resources)
         size_limit = getattr(self.agent, "size_limit", None)
         self.limit = size_limit(self.depth) if size_limit is not None else None
-        opened = await self.backend.open()
+        self.runtime.resources.claim(self.backend, self.name)
+        try:
+            opened = await self.backend.open()
+        except BaseException:
+            self.runtime.resources.unclaim(self.backend)
+            raise
         try:
             attach = getattr(self.backend, "attach", None)
             if attach is not None:
@@ -197,9 +202,9 @@ class Cell(StoredTurns):
         self.earlier, self.lifted_at = None, lifted_at
         self.version, self.saved_at = (record.version, record.saved_at) if record is not None else (0, 0.0)
 
-    def stop(self, why: str) -> Any:
+    def stop(self, why: str, waiter: Any = None) -> Any:
         """Begin to stop: what is queued is still answered, nothing new is taken. Returns a waiter for the end."""
-        waiter = self.loop.waiter()
+        waiter = waiter or self.loop.waiter()
         if self.phase is Phase.STOPPED:
             give(waiter, None)
             return waiter
@@ -295,7 +300,7 @@ class Cell(StoredTurns):
             self.post(envelope)
             reply = await envelope.waiter
         else:
-            with asker.waiting_for(self):
+            with asker.waiting_for(self, envelope.waiter, envelope):
                 self.post(envelope)
                 reply = await envelope.waiter
         if type(reply) is Failure:
@@ -406,13 +411,14 @@ class Cell(StoredTurns):
         self.touched = self.coop.turn
         envelope.started = True
         try:
-            reply = envelope.turn(*envelope.args)
+            context = envelope.context.copy()  # it may be run again
+            reply = context.run(envelope.turn, *envelope.args)
             if type(reply) is not CoroutineType:
                 return reply
-            turn = self.turn = TurnInProgress(self, envelope.waiter)
-            current_turn.set(turn)  # this task runs nothing but turns of this actor: the next one sets its own
+            turn = self.turn = TurnInProgress(self, envelope.waiter, self.loop.current_task())
+            context.run(current_turn.set, turn)
             try:
-                return await reply
+                return await in_context(context, reply)
             finally:
                 turn.active = False
                 self.turn = None
@@ -480,6 +486,7 @@ class Cell(StoredTurns):
                 await self.backend.close()
         except Exception as error:
             self.runtime.emit("warning", self.name, message="its backend could not be closed", error=error)
+        self.runtime.resources.unclaim(self.backend)
 
     async def _passivate(self) -> None:
         """Leave memory: all is durable, and no message waits."""

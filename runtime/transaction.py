@@ -46,6 +46,7 @@ class Hold:
         self._held = self.cell.turn
         if self._held is not None:
             self._held.within = turn_in_progress()
+            self._held.tasks = [self.cell.loop.current_task()]
             current_turn.set(self._held)
 
     def release(self) -> None:
