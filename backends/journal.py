@@ -47,7 +47,7 @@ from dgents.backends.segment import (
 )
 from dgents.runtime.errors import StateTooLargeError, StorageError
 
-_MAX_LENGTH = 2**32 - 1
+MAX_RECORD_BYTES = 2**32 - 1  # its length is 4 bytes
 
 
 class Journal:
@@ -72,8 +72,8 @@ class Journal:
     ) -> None:
         if segment_bytes < 1:
             raise ValueError(f"segment_bytes is {segment_bytes}; it must be at least 1")
-        if not 1 <= max_record_bytes <= _MAX_LENGTH:
-            raise ValueError(f"max_record_bytes is {max_record_bytes}; it must be from 1 to {_MAX_LENGTH}")
+        if not 1 <= max_record_bytes <= MAX_RECORD_BYTES:
+            raise ValueError(f"max_record_bytes is {max_record_bytes}; it must be from 1 to {MAX_RECORD_BYTES}")
         self.directory = directory
         self.segment_bytes = segment_bytes
         self.max_record_bytes = max_record_bytes

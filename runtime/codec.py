@@ -225,8 +225,18 @@ class Codec(Generic[S]):
         """Return as bytes what `to_tree` returned, or what became of it; raises as `encode` does."""
         return self._part((), None).encode(tree)
 
+    def check_tree(self, tree: Any) -> None:
+        """Refuse what became of a tree, unless it is a state of the schema.
+
+        Raises:
+            StateSerializationError: it does not fit.
+        """
+        self._from_builtins(tree)
+
     def at(self, path: tuple[str, ...]) -> Codec[Any]:
         """Return the codec of a part of the state; untyped where the schema says nothing of it.
+
+        A part may be nested as deeply as the state, less what it takes to get there.
 
         Raises:
             StateNotFoundError: a state of this schema can't have such a part.
@@ -250,7 +260,7 @@ class Codec(Generic[S]):
         """Return the codec of this one's bounds and local classes that is kept under ``path``."""
         part = self._parts.get(path)
         if part is None:
-            max_bytes, max_depth = self.bounds.max_bytes, self.bounds.max_depth
+            max_bytes, max_depth = self.bounds.max_bytes, max(self.bounds.max_depth - len(path), 1)
             part = Codec(schema, max_bytes=max_bytes, max_depth=max_depth, actor=self.actor)
             part.local, part._classes = self.local, self._classes
             part._set_tree()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -11,8 +11,11 @@ from dgents.runtime.codec import Codec
 from dgents.runtime.errors import StateCorruptionError, StateNotFoundError
 from dgents.runtime.shapes import field_names
 
+Undo: TypeAlias = list[tuple[Any, Any, Any]]  # parent, key, and what was there
+
 _CODEC: Codec[Any] = Codec()
 _ABSENT = object()
+_HEADERS = 512  # bytes by which what holds a changed part may grow besides: a map's own header, those of extensions
 
 
 def parse_path(path: str) -> tuple[str, ...]:
@@ -108,8 +111,25 @@ def encode_patch(changes: Mapping[str, Any]) -> bytes:
     return _CODEC.encode(dict(changes))
 
 
-def apply_patch(tree: Any, patch: bytes) -> None:
-    """Make the changes of ``patch`` in ``tree``, in order: all of them, or none.
+def most_growth(patch: bytes, changes: Mapping[str, Any]) -> int:
+    """Return how many bytes ``patch``, the encoded ``changes``, can add to an encoded state at the most."""
+    return len(patch) + _HEADERS * len(changes)
+
+
+def leads_through_extension(tree: Any, path: tuple[str, ...]) -> bool:
+    """Say whether ``path`` leads through a tuple or an object, which are bytes of their own, or does not lead on."""
+    for depth in range(len(path) - 1):
+        if not isinstance(tree, dict | list):
+            return True
+        try:
+            tree = _get(tree, _key(tree, path, depth))
+        except StateNotFoundError:
+            return True
+    return not isinstance(tree, dict | list)
+
+
+def apply_patch(tree: Any, patch: bytes) -> Undo:
+    """Make the changes of ``patch`` in ``tree``, in order: all of them, or none. Return how to `undo_patch` them.
 
     Raises:
         StateNotFoundError: a change has no place in ``tree``.
@@ -118,7 +138,7 @@ def apply_patch(tree: Any, patch: bytes) -> None:
     changes = _CODEC.decode(patch)
     if type(changes) is not dict or not all(type(path) is str for path in changes):
         raise StateCorruptionError("a stored change is not a map of paths to values")
-    undo: list[tuple[Any, Any, Any]] = []
+    undo: Undo = []
     try:
         for text, value in changes.items():
             path = parse_path(text)
@@ -128,11 +148,17 @@ def apply_patch(tree: Any, patch: bytes) -> None:
             undo.append((parent, key, _ABSENT if is_new else _get(parent, key)))
             _set(parent, key, value)
     except (StateNotFoundError, ValueError) as error:
-        for parent, key, old in reversed(undo):
-            if old is _ABSENT:
-                del parent[key]
-            else:
-                _set(parent, key, old)
+        undo_patch(undo)
         if isinstance(error, StateNotFoundError):
             raise
         raise StateCorruptionError(f"a stored change can't be applied: {error}") from error
+    return undo
+
+
+def undo_patch(undo: Undo) -> None:
+    """Take back what `apply_patch` changed."""
+    for parent, key, old in reversed(undo):
+        if old is _ABSENT:
+            del parent[key]
+        else:
+            _set(parent, key, old)

@@ -36,7 +36,16 @@ from dgents.runtime.errors import (
     StorageError,
     VersionConflictError,
 )
-from dgents.runtime.patch import apply_patch, encode_patch, get_part, parse_path, set_part
+from dgents.runtime.patch import (
+    apply_patch,
+    encode_patch,
+    get_part,
+    leads_through_extension,
+    most_growth,
+    parse_path,
+    set_part,
+    undo_patch,
+)
 from dgents.runtime.roundtrip import find_difference
 from dgents.runtime.shapes import immutable
 
@@ -69,7 +78,6 @@ class Interrupted(Exception):
 
 
 MISSING: Final = _Missing()
-_HEADER_GROWTH = 4  # bytes by which a map's header may grow with a new key
 SCALARS: Final[frozenset[type]] = frozenset({int, str, bytes, float, bool, type(None)})
 Bytes: TypeAlias = bytes | None
 
@@ -184,7 +192,7 @@ class StateTurns:
         self.value: Any = MISSING
         self.data: Bytes = None
         self.tree: Any = MISSING
-        self.tree_bytes = 0  # what the tree takes at most, encoded
+        self.tree_bytes = 0  # the encoded size of `tree` at the most
         self.version = 0
         self.lifted_at = -1  # the version that is not in the store as it is in memory: initial, or lifted
         self.epoch = 0
@@ -376,38 +384,68 @@ class StateTurns:
 
     def patch(self, changes: Mapping[str, Any]) -> int:
         """Set parts of the state by path and return the new version."""
-        parts, deepest = {}, 1
+        parts = {}
         for path, value in changes.items():
-            segments = parse_path(path)
-            codec = self.codec.at(segments)
+            codec = self.codec.at(parse_path(path))
             parts[path] = codec.to_tree(codec.encode(value))
-            deepest = max(deepest, len(segments))
-        if self.tree is MISSING:
-            self.tree = self._tree()
         delta = encode_patch(parts)
-        size = (self.tree_bytes if self.data is None else len(self.data)) + len(delta) + _HEADER_GROWTH * len(parts)
+        if self.tree is MISSING:
+            self.tree, self.tree_bytes = self._tree()
         is_delta = self.deltas and self.lifted_at != self.version
-        fits = is_delta and self.limit is None and self.codec.bounds.allow(size, delta, deepest - 1)
-        if not fits:
-            self.form()  # there is encoded data to go back to
-        apply_patch(self.tree, delta)  # all or nothing
-        tree, data = self.tree, None
-        if not fits:
-            self.tree = MISSING  # in case it is refused
-            data = self._encode_tree(tree)
+        tree, before = self.tree, self.tree_bytes
+        undo = apply_patch(tree, delta)  # all or nothing
+        try:
+            self.tree_bytes += most_growth(delta, parts)
+            data = self._patched(tree, parts, is_delta)
+        except BaseException:
+            undo_patch(undo)
+            self.tree_bytes = before
+            raise
         self.accept(MISSING, data, tree=tree, delta=delta if is_delta else None)
-        self.tree_bytes = size
         return self.version
+
+    def _patched(self, tree: Any, parts: Mapping[str, Any], is_delta: bool) -> Bytes:
+        """Check that a changed tree can be stored and read again; return it encoded, unless its changes are stored."""
+        bounds = self.codec.bounds
+        most = bounds.max_bytes if self.limit is None else min(bounds.max_bytes, self.limit[0])
+        if is_delta and self.tree_bytes <= most and not any(map(self._may_be_too_deep, parts)):
+            self._check_schema(tree)
+            return None
+        data = self._encode_tree(tree)
+        self.tree_bytes = len(data)
+        return None if is_delta else data
+
+    def _encode_tree(self, tree: Any) -> bytes:
+        """Return a tree that was changed as a state that can be stored."""
+        self._check_schema(tree)
+        try:
+            data = self.check_size(self.codec.from_tree(tree))
+        except StateError as error:
+            raise self.named(error) from None
+        assert data is not None
+        return data
+
+    def _check_schema(self, tree: Any) -> None:
+        try:
+            self.codec.check_tree(tree)
+        except StateError as error:
+            raise self.named(error) from None
+
+    def _may_be_too_deep(self, path: str) -> bool:
+        """Say whether a part that its own codec has taken may be too much for the whole."""
+        segments = parse_path(path)
+        return len(segments) >= self.codec.bounds.max_depth or leads_through_extension(self.tree, segments)
 
     # Parts of the state, for lenses
 
     def part(self, path: tuple[str, ...]) -> tuple[bytes, int]:
         """Return the encoded part at ``path``, and the version."""
-        return self.codec.from_tree(get_part(self._tree(), path)), self.version
+        tree, _ = self._tree()
+        return self.codec.from_tree(get_part(tree, path)), self.version
 
     def put_part(self, path: tuple[str, ...], data: bytes, seen: bytes | None = None) -> int:
         """Save a part of the state; refuse it if the part is not what its sender saw."""
-        tree = self._tree()
+        tree, _ = self._tree()
         if seen is not None and not self._is_still(seen, get_part(tree, path)):
             raise StaleStateError(
                 self.version,
@@ -418,9 +456,7 @@ class StateTurns:
                 hint="use update(fn) of the lens",
             )
         set_part(tree, path, self.codec.to_tree(data))
-        encoded = self._encode_tree(tree)
-        self.codec.decode(encoded)  # the whole must still be a state of its schema
-        self.accept(MISSING, encoded)
+        self.accept(MISSING, self._encode_tree(tree))
         return self.version
 
     def _is_still(self, seen: bytes, part: Any) -> bool:
@@ -439,18 +475,11 @@ class StateTurns:
         new = await pending
         return new, self.put_part(path, codec.encode(new))
 
-    def _encode_tree(self, tree: Any) -> bytes:
-        try:
-            data = self.codec.from_tree(tree)
-        except StateError as error:
-            raise self.named(error) from None
-        self.check_size(data)
-        return data
-
-    def _tree(self) -> Any:
-        """Return a tree of the state that the turn may change."""
+    def _tree(self) -> tuple[Any, int]:
+        """Return a tree of the state that the turn may change, and its encoded size."""
         form = self.form()
-        return self.codec.to_tree(form.data if form.data is not None else self.codec.encode(form.value))
+        data = form.data if form.data is not None else self.codec.encode(form.value)
+        return self.codec.to_tree(data), len(data)
 
     # The one place where the state changes
 

@@ -24,7 +24,7 @@ import anyio
 import msgspec
 
 from dgents.backends.file_records import newest
-from dgents.backends.journal import Journal
+from dgents.backends.journal import MAX_RECORD_BYTES, Journal
 from dgents.backends.lock import OwnerLock
 from dgents.runtime.contract import Record, Request, Resources, Write
 from dgents.runtime.errors import DgentError, StateCorruptionError, StorageError
@@ -53,7 +53,8 @@ class FlushJournal:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._lock = OwnerLock(directory.with_name(directory.name + ".lock"))
-        self._journal = Journal(directory)
+        # A record is a state and the results of all the requests that led to it: no bound of one state bounds that.
+        self._journal = Journal(directory, max_record_bytes=MAX_RECORD_BYTES)
         self._broken = False
         self._is_closed = False
         self._is_trimming = False

@@ -14,7 +14,7 @@ import pytest
 
 import dgents
 from dgents.backends import files
-from dgents.runtime.contract import Record, Write
+from dgents.runtime.contract import Record, Request, Write
 from dgents.supervisors import flush_journal
 from dgents.supervisors.flush_journal import FlushJournal
 from tests.calls import Call, calls
@@ -74,6 +74,16 @@ async def test_a_write_that_came_while_the_one_before_was_flushed_stays(tmp_path
         journal.forget("a", 1)  # the store has the first only
         await journal.trim()
     assert 2 in await versions(tmp_path / "j", "a")
+
+
+async def test_an_update_is_taken_whose_state_and_result_together_are_larger_than_any_state(tmp_path: Path) -> None:
+    state = b"x" * (33 * 2**20)
+    backend: Any = SimpleNamespace(max_history=100, key="a")
+    async with opened(tmp_path / "j") as journal:
+        request = Request("r", 1, state)
+        assert await journal.commit([Write(backend, 0, [Record(1, 1, 0.0, state)], [request], "a")]) == [None]
+    async with opened(tmp_path / "j") as journal:
+        assert await journal.claim("a") == ([Record(1, 1, 0.0, state)], [request])
 
 
 async def test_one_actor_that_is_stored_does_not_take_those_of_another_along(tmp_path: Path) -> None:

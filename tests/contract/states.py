@@ -31,6 +31,17 @@ class Profile:
     friends: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Span:
+    first: int
+    last: int
+    names: dict[int, str]
+
+    def __post_init__(self) -> None:
+        if self.first > self.last:
+            raise ValueError("it ends before it begins")
+
+
 @dataclass(frozen=True)
 class Point:
     x: int

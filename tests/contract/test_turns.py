@@ -9,8 +9,9 @@ import anyio
 import pytest
 
 import dgents
+from dgents.runtime.codec import Codec
 from tests.calls import calls
-from tests.contract.states import Profile
+from tests.contract.states import Profile, Span
 from tests.contract.world import World
 
 pytestmark = pytest.mark.anyio
@@ -357,6 +358,54 @@ class TestPatch:
             with pytest.raises(dgents.StateError):
                 await ref.patch(changes)
         assert await ref.load() == Profile("Ada")
+
+    async def test_the_patch_that_makes_a_state_too_large_is_refused(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(Codec.__init__.__kwdefaults__, "max_bytes", 2**16)
+        ref = await world.spawn()
+        await ref.save({})
+        for number in range(7):
+            await ref.patch({str(number): b"x" * 9000})
+        with pytest.raises(dgents.StateTooLargeError, match="'a'") as caught:
+            await ref.patch({"0": b"", "7": b"x" * 9000, "8": b"x" * 9000})
+        assert caught.value.outcome == "rolled_back"
+        assert (await ref.snapshot()).version == 8
+        assert set(await ref.load()) == set("0123456")
+        assert await ref.patch({"0": b"", "7": b"x" * 9000}) == 9
+
+    @pytest.mark.parametrize("wrap", [list, tuple])
+    async def test_the_patch_that_nests_a_state_too_deeply_is_refused(self, world: World, wrap: type) -> None:
+        def nested(levels: int, within: Any) -> Any:
+            for _ in range(levels):
+                within = wrap([within])
+            return within
+
+        room = 255 if wrap is list else 100
+        ref = await world.spawn()
+        await ref.save({"a": nested(60, {})})
+        path = ".".join(["a", *["0"] * 60, "x"])
+        with pytest.raises(dgents.StateSerializationError, match=r"nested|inside one another"):
+            await ref.patch({path: nested(room - 59, 1)})
+        assert await ref.load() == {"a": nested(60, {})}
+        with pytest.raises(dgents.StateSerializationError, match=r"nested|inside one another"):
+            await ref.at(path).save(nested(room - 59, 1))
+        assert await ref.patch({path: nested(room - 61, 1)}) == 2
+
+    async def test_a_patch_after_which_the_state_is_none_of_its_schema_is_refused(self, world: World) -> None:
+        ref = await world.spawn(schema=Span)
+        await ref.save(Span(2, 5, {1: "one"}))
+        for change in ({"first": 9}, {"names.2": "two"}):
+            with pytest.raises(dgents.StateSerializationError, match="'a'"):
+                await ref.patch(change)
+        assert await ref.patch({"first": 4, "names.1": "uno"}) == 2
+        assert await ref.load() == Span(4, 5, {1: "uno"})
+
+    async def test_a_patch_may_change_a_part_twice(self, world: World) -> None:
+        ref = await world.spawn()
+        await ref.save({"a": {"b": 1}})
+        await ref.patch({"a.b": 2, "a": 3, "new": {}, "new.x": 4})
+        assert await ref.load() == {"a": 3, "new": {"x": 4}}
 
     async def test_a_patch_of_nothing_is_refused(self, world: World) -> None:
         ref = await world.spawn()
