@@ -16,7 +16,7 @@ from pathlib import Path
 from dgents.backends import files
 from dgents.backends.file_format import LogMark, corrupt
 from dgents.backends.file_log import LogHead, encode_entry, encode_head, kind_of
-from dgents.backends.file_reader import REQUESTS_KEPT, identify, load, read_head
+from dgents.backends.file_reader import REQUESTS_KEPT, load, read_head
 from dgents.backends.file_records import is_delta, make_whole, newest
 from dgents.backends.file_upkeep import Place, drop_log, is_far_behind, keep_up
 from dgents.runtime.contract import Record, Write
@@ -118,7 +118,7 @@ class Prepared:
             place.head = None
         place.end, place.count, place.last, place.continues = mark.end, mark.count, mark.last, mark.continues
         place.unlogged = self._unlogged
-        place.log_id = self._log_id
+        place.log_id = self._log_id if place.has_log else None
         self._close()
 
     def abandon(self) -> None:
@@ -205,8 +205,6 @@ class Prepared:
         except FileNotFoundError:
             return None
         try:
-            if place.log_id not in (None, identify(place.log)):
-                raise replaced(place, place.log.name)
             end, size = self._head(fd).place(place.end), files.layer.status(fd).st_size
             if size < end:
                 hint = f"restore it from a backup, or remove {place.log.name} to go on without earlier versions"

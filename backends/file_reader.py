@@ -51,9 +51,14 @@ class Found(NamedTuple):
     tail: Tail
 
     @property
+    def newest(self) -> Record:
+        """The current version as it is stored: perhaps only what it changes."""
+        return self.tail.entries[-1].records[-1] if self.tail.entries else self.main.record
+
+    @property
     def version(self) -> int:
         """The current version."""
-        return (self.tail.entries[-1].records[-1] if self.tail.entries else self.main.record).version
+        return self.newest.version
 
     def current(self) -> Record:
         """Return the current version with its state."""

@@ -13,6 +13,7 @@ Invariants
    tells all by itself.
 6. The log is rewritten only while the main file holds the current version, and that is durable.
 7. After a failed fsync or rename nothing read is believed before it was written anew (`file_upkeep.renew`).
+8. A state that was stored is not begun anew, nor gone on with from an older version: it is read again, or refused.
 
 | a state that is | becomes | by                                                                             |
 |-----------------|---------|--------------------------------------------------------------------------------|
@@ -31,6 +32,7 @@ import threading
 from pathlib import Path
 
 from dgents.backends import files
+from dgents.backends.acknowledged import Acknowledged
 from dgents.backends.file_commit import Prepared, replaced
 from dgents.backends.file_reader import Found, history, identify, load, log_path
 from dgents.backends.file_upkeep import Place, Settings, refresh, renew, settle
@@ -51,6 +53,7 @@ class StateFile:
         self._lock = OwnerLock(path.with_name(path.name + LOCK_SUFFIX), actor=name)
         self._place: Place | None = None
         self._epoch = 0
+        self._acknowledged = Acknowledged()
         self._untrusted = False  # an fsync failed: what is on disk may not be what is read
         self._unsettled = False  # a commit failed elsewhere: what is read may not have been synced
         self._busy = threading.Lock()  # one commit or read at a time; a commit ends in another thread
@@ -64,15 +67,21 @@ class StateFile:
             StateLockedError, StateCorruptionError, StorageError: see `contract.Backend.open`.
         """
         with self._busy, files.storage_errors(self.path, "open", actor=self.name):
-            files.layer.make_directories(self.path.parent)
+            if not self._acknowledged.any:
+                files.layer.make_directories(self.path.parent)
+            elif not self.path.exists():
+                self._acknowledged.check(None, str(self.path), actor=self.name)
             self._check_access()
             died = _holds_anything(self._lock.path)
             self._lock.acquire()
             try:
                 found = self._read(died)
+                newest = found.newest if found else None
+                self._acknowledged.check(newest, str(self.path), actor=self.name)
             except BaseException:
                 self._lock.release()
                 raise
+            self._acknowledged.note(newest)
             self._place = Place.found(self.path, self.name, self.settings, found)
             self._epoch = self._place.epoch + 1
             return Opened(found.current() if found else None, self._epoch)
@@ -120,6 +129,7 @@ class StateFile:
         """Take note that a write is durable; say whether the main file is to `show` it."""
         try:
             prepared.adopt()
+            self._acknowledged.note(prepared.write.records[-1])
             return prepared.place.unshown is not None
         finally:
             self._busy.release()
@@ -153,8 +163,9 @@ class StateFile:
                 f"{self.path} is not open", actor=self.name, hint="it failed or was closed; open it again"
             )
         self._lock.check()
-        if identify(self.path) != place.main_id:
-            raise replaced(place, self.path.name)
+        for path, known in ((self.path, place.main_id), (place.log, place.log_id)):
+            if (known is not None or path is self.path) and identify(path) != known:
+                raise replaced(place, path.name)
         epoch = write.records[-1].epoch
         if epoch < self._epoch:
             raise OwnershipLostError(
@@ -166,6 +177,7 @@ class StateFile:
 
     def _read(self, died: bool) -> Found | None:
         for path in (self.path, log_path(self.path)):
+            self._check_only_name(path)
             files.remove_stale_temp(path)
         found = load(self.path)
         if found is not None and self.settings.sync:
@@ -176,6 +188,11 @@ class StateFile:
                 settle(place)
         self._untrusted = self._unsettled = False
         return found
+
+    def _check_only_name(self, path: Path) -> None:
+        """Refuse a hard link, which has another lock: before anything is appended to what others read under it."""
+        with contextlib.suppress(FileNotFoundError):
+            files.check_only_name(os.stat(path, follow_symlinks=False), path, actor=self.name)
 
     def _check_access(self) -> None:
         """Refuse at once what could be read but not written."""

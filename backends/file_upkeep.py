@@ -55,7 +55,7 @@ class Place:
         version: the current one; 0 if there is none.
         shape: how the main file is written; None if there is none.
         main_id: which file the main file is; None if there is none.
-        log_id: which file the log is, once it was written to.
+        log_id: which file the log is; None if there is none that belongs to the main file.
         head: the log's head, once it was read.
         end: the logical end of what was acknowledged in the log.
         count: how many versions the log holds, or a few more.
@@ -102,8 +102,7 @@ class Place:
         place = cls(path, log_path(path), key, settings)
         if found is None:
             return place
-        record = found.tail.entries[-1].records[-1] if found.tail.entries else found.main.record
-        place.version, place.epoch = record.version, record.epoch
+        place.version, place.epoch = found.newest.version, found.newest.epoch
         place.shape = found.shape
         place.main_id = identify(path)
         place.tail_count = sum(len(entry.records) for entry in found.tail.entries)
@@ -114,6 +113,7 @@ class Place:
         place.count = found.main.log.count + sum(len(entry.records) for entry in found.tail.entries)
         place.last = found.version if found.tail.entries else found.main.log.last
         place.continues = found.main.log.continues
+        place.log_id = identify(place.log) if place.has_log else None
         place.unlogged = _unlogged(place, found)
         place.state_bytes = len(found.main.record.data or b"")
         place.requests.extend(found.requests())

@@ -215,6 +215,30 @@ def _write_temp(temp: Path, data: bytes, sync: bool) -> None:
         layer.close(fd)
 
 
+def leads_to(path: Path, fd: int) -> bool:
+    """Say whether a name still leads to the open file: it may have been removed, replaced or moved away."""
+    try:
+        named = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(named, os.fstat(fd))
+
+
+def check_only_name(found: os.stat_result, path: Path | str, *, actor: str | None = None) -> None:
+    """Refuse a file that has several names: under each of them it would have a lock, and so an owner, of its own.
+
+    Raises:
+        StorageError: it has hard links.
+    """
+    if found.st_nlink > 1:
+        raise StorageError(
+            f"{path} has {found.st_nlink} names (hard links), under each of which somebody could own it",
+            retryable=False,
+            actor=actor,
+            hint="nothing was touched; remove the other names, or put a copy in its place",
+        )
+
+
 def temp_path(path: Path) -> Path:
     """Return where `write_atomically` prepares the next content of ``path``."""
     return path.with_name(path.name + ".tmp")

@@ -45,7 +45,7 @@ from dgents.backends.segment import (
     pack_mark,
     segment_path,
 )
-from dgents.runtime.errors import StateTooLargeError, StorageError
+from dgents.runtime.errors import StateCorruptionError, StateTooLargeError, StorageError
 
 MAX_RECORD_BYTES = 2**32 - 1  # its length is 4 bytes
 
@@ -82,6 +82,7 @@ class Journal:
         self._turn = threading.Lock()
         self._fd: int | None = None
         self._failed = False
+        self._was_open = False
         # The first record's number of each segment, oldest first, and the bytes of all of them but the last.
         self._firsts: list[int] = []
         self._sizes: list[int] = []
@@ -102,23 +103,27 @@ class Journal:
     def open(self) -> None:
         """Read where the log ends, cut a torn tail, remove stale temp files; make a segment if there is none.
 
-        Also the way back after a failed `append`: nothing that was in memory is trusted.
+        Also the way back after a failed `append`: what was in memory is not trusted, but it is not begun anew.
 
         Raises:
-            StateCorruptionError: the last segment is damaged in its middle; nothing was changed.
-            StorageError: the directory can't be read or written.
+            StateCorruptionError: the last segment is damaged in its middle, or lacks what was acknowledged.
+            StorageError: the directory can't be read or written, or the last segment has several names.
         """
         with self._turn, files.storage_errors(self.directory, "open"):
             self._let_go()
-            files.layer.make_directories(self.directory)
+            if not self._was_open:
+                files.layer.make_directories(self.directory)
             self._survey()
             if self._firsts:
                 # Whoever made the last segment may have died before its name was durable.
                 files.layer.fsync_directory(self.directory)
                 self._recover()
+            elif self._was_open:
+                raise self._went_back("it has no segment any more")
             else:
                 self._begin(1)
             self._failed = False
+            self._was_open = True
 
     def append(self, records: Sequence[bytes]) -> int:
         """Append a batch and return its first record's number; after a crash it is there whole or not at all.
@@ -217,9 +222,13 @@ class Journal:
         path = segment_path(self.directory, self._firsts[-1])
         fd = files.layer.open(path, os.O_RDWR)
         try:
-            found = files.layer.status(fd).st_size
+            status = files.layer.status(fd)
+            files.check_only_name(status, path)
+            found = status.st_size
             reader = SegmentReader(path, fd, found)
             tail = reader.tail()
+            if tail.next < self.next:
+                raise self._went_back(f"it ends with record {tail.next - 1}, record {self.next - 1} was acknowledged")
             if tail.last and not tail.marked:
                 again = files.layer.pread(fd, tail.last.end - tail.last.offset, tail.last.offset)
                 files.layer.write(fd, again, tail.last.offset)
@@ -303,17 +312,21 @@ class Journal:
             raise StorageError(f"{where} is not open", retryable=False, hint="open() it first")
         if self._failed:
             raise StorageError(f"{where} failed, what is on the disk is not known", hint="open() it again")
-        if files.layer.status(self._fd).st_nlink == 0:
-            hint = "nothing was written; restore the directory and open() it again"
-            raise StorageError(f"the last segment of {where} was removed while open", retryable=False, hint=hint)
+        in_place = files.leads_to(segment_path(self.directory, self._firsts[-1]), self._fd)
+        if not in_place or files.layer.status(self._fd).st_size < self._end:
+            what = f"the last segment of {where} was removed, replaced or cut while open"
+            raise StorageError(what, retryable=False, hint="nothing was written; restore it and open() it again")
         return self._fd
 
+    def _went_back(self, how: str) -> StateCorruptionError:
+        what = f"the journal {self.directory} was removed, replaced or cut while it was in use: {how}"
+        return StateCorruptionError(what, path=str(self.directory), hint="it was left as it is; restore it")
+
     def _too_large(self, size: int) -> StateTooLargeError:
-        limit = self.max_record_bytes
         return StateTooLargeError(
-            f"append to {self.directory} refused: a record is {size:,} bytes, at most {limit:,} are taken",
+            f"append to {self.directory} refused: a record of {size:,} bytes is over {self.max_record_bytes:,}",
             size=size,
-            limit=limit,
+            limit=self.max_record_bytes,
             hint="raise max_record_bytes or split the state",
         )
 

@@ -75,7 +75,7 @@ class OwnerLock:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise self._locked(fd) from error
-        if not self._leads_to(fd):
+        if not files.leads_to(self.path, fd):
             return False
         # Who we are is for people to read. The lock is held also where a full disk takes no word of it.
         with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ class OwnerLock:
         Raises:
             OwnershipLostError: it was released or inherited by a fork, or its file was removed or replaced.
         """
-        if self._fd is not None and self._leads_to(self._fd):
+        if self._fd is not None and files.leads_to(self.path, self._fd):
             return
         why = "is not held by this process" if self._fd is None else "was removed or replaced while held"
         raise OwnershipLostError(
@@ -110,13 +110,6 @@ class OwnerLock:
                 fcntl.flock(fd, fcntl.LOCK_UN)
             with contextlib.suppress(OSError):
                 files.layer.close(fd)
-
-    def _leads_to(self, fd: int) -> bool:
-        try:
-            named = os.stat(self.path, follow_symlinks=False)
-        except OSError:
-            return False
-        return os.path.samestat(named, os.fstat(fd))
 
     def _locked(self, fd: int) -> StateLockedError:
         owner: dict[str, object] = {}

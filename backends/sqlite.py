@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 
+from dgents.backends.acknowledged import Acknowledged
 from dgents.backends.aggregate import parse_aggregate
 from dgents.backends.sqlite_connection import BUSY_TIMEOUT
 from dgents.backends.sqlite_query import Parameters, aggregate_states, query_states
@@ -57,6 +58,8 @@ class SqliteBackend:
         self.ownership: Ownership = ownership
         self.kept = max(1, max_history)
         self.has_one_row = False  # an owner's that keeps one version: known after its first commit
+        self.acknowledged = Acknowledged()
+        self._was_open = False
         self._busy_timeout = busy_timeout
         self._resources = resources
         # What else is to be stored in the transaction of a write, for a log of events.
@@ -80,22 +83,29 @@ class SqliteBackend:
 
         Raises:
             StateLockedError: another process owns it; it names that process and its host.
-            StateCorruptionError: its rows fail their checksums, or one is missing.
-            StorageError: the database can't be used, or has a table of this name that is not ours.
+            StateCorruptionError: its rows fail their checksums, or one is missing, or all that this backend once saw.
+            StorageError: the database can't be used, or has a table of this name that is not ours, or has several
+                names; or this backend had it open before, and it is gone.
         """
         try:
             self.has_one_row = False
             store = await self._acquire()
-            if self.ownership == "exclusive":
-                return await store.claim(self.place, self.actor, self)
-            return await store.look(self.place)
+            if self._was_open:
+                store.database.must_exist(self.table)
+                self._check(await store.look(self.place))  # before a claim changes anything
+            opened = await (
+                store.claim(self.place, self.actor, self) if self.ownership == "exclusive" else store.look(self.place)
+            )
+            self._check(opened)
+            self._was_open = True
+            return opened
         except BaseException:
             await self.close()
             raise
 
     async def read(self) -> Record | None:
         """Return the version that is stored now, whoever wrote it."""
-        return (await self._open_store().look(self.place)).record
+        return self._check(await self._open_store().look(self.place))
 
     async def history(self, limit: int | None = None) -> list[Record]:
         """Return the kept versions, oldest first; the newest ``limit`` of them.
@@ -153,6 +163,12 @@ class SqliteBackend:
                         await store.release(self.place, self)
             finally:
                 await self._resources.release(acquired)
+
+    def _check(self, opened: Opened) -> Record | None:
+        """Return what was found, which is never older than what was known."""
+        self.acknowledged.check(opened.record, self.path, actor=self.actor, key=self.key)
+        self.acknowledged.note(opened.record)
+        return opened.record
 
     async def _acquire(self) -> SqliteStore:
         self._store, self._acquired = await _acquire(self.path, self._resources, self._busy_timeout)

@@ -34,6 +34,8 @@ BUSY_TIMEOUT = 5.0  # seconds
 # 100 ms without jitter, and of several busy writers the late ones starve.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 
+_TICK = 100_000_000  # nanoseconds: longer than a tick of any file system's clock
+
 _CACHE_KIB = 16_384  # the heads of 100,000 states fit
 
 _TREE = Tree(room=100)
@@ -153,32 +155,67 @@ class FileIdentity:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._log = path + "-wal"
-        self._seen: tuple[int, int] | None = None
+        self._main: tuple[int, int] | None = None
+        self._companions: dict[str, tuple[int, int]] = {}  # the log and its index
+        self._folder: tuple[int, int] | None = None  # as it was when they were last looked at
 
-    def check(self, _: sqlite3.Connection) -> None:
-        """Compare with what was there at the first check.
+    def pin(self) -> None:
+        """Take note of the database that is about to be opened.
 
         Raises:
-            StorageError: another file, or none, is there now.
+            StorageError: there is none, or it has several names; its log would have as many.
         """
         try:
             found = os.stat(self._path)
         except OSError as error:
             raise self._gone() from error
-        if self._seen is None:
-            self._seen = (found.st_dev, found.st_ino)
-        # The log is not asked for its inode: where timestamps have many grains (Linux 6.13), a `stat` before
-        # each write makes each fsync write the inode too, and a commit costs a fifth more.
-        if self._seen != (found.st_dev, found.st_ino) or not os.access(self._log, os.F_OK):
+        files.check_only_name(found, self._path)
+        self._main = found.st_dev, found.st_ino
+
+    def pin_log(self) -> None:
+        """Take note of the log and its index; the connection has them open."""
+        for name in (self._path + "-wal", self._path + "-shm"):
+            if name not in self._companions and (found := _identify(name)) is not None:
+                self._companions[name] = found
+
+    def check(self, _: sqlite3.Connection) -> None:
+        """Compare with what was pinned.
+
+        Raises:
+            StorageError: another file, or none, is there now.
+        """
+        try:
+            folder = os.stat(os.path.dirname(self._path))
+        except OSError as error:
+            raise self._gone() from error
+        if _identify(self._path) != self._main:
             raise self._gone()
+        # The log is asked for its inode only when a name in the folder has changed: where timestamps have many grains
+        # (Linux 6.13), a `stat` before each write makes each fsync write the inode too, and a commit costs a fifth
+        # more.
+        if (folder.st_ino, folder.st_ctime_ns) == self._folder:
+            return
+        if any(_identify(name) != known for name, known in self._companions.items()):
+            raise self._gone()
+        # Of two changes within one tick of the file system's clock the second one doesn't show.
+        is_old = time.time_ns() - folder.st_ctime_ns > _TICK
+        self._folder = (folder.st_ino, folder.st_ctime_ns) if is_old else None
 
     def _gone(self) -> StorageError:
         return StorageError(
             f"the database {self._path} was removed or replaced while it was open",
             retryable=False,
-            hint="nothing was written; put the file and its -wal back, or restart to begin anew",
+            hint="put the file and its -wal back, or start the actors anew to begin anew",
         )
+
+
+def _identify(path: str) -> tuple[int, int] | None:
+    """Say which file ``path`` names now; None if none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _to_json(value: Any) -> Any:

@@ -8,7 +8,8 @@ Invariants:
 2. After any failure but a busy database the connections are closed; the next call opens new ones and reads
    what is really stored. SQLite's cache is not asked again after a failed fsync.
 3. A database is created by the first `prepare` of a runtime and never again: one that was there and is gone
-   is an error, not an empty database.
+   is an error, not an empty database. Also for an actor that comes back to it, see `must_exist`.
+4. What is read or written counts only if the files are the ones that the connection has open.
 """
 
 from __future__ import annotations
@@ -61,9 +62,15 @@ class SqliteDatabase:
         self._busy_timeout = busy_timeout
         self._process = os.getpid()
         self._existed = False
+        self._made: set[str] = set()  # tables that were there
         self._opening: asyncio.Lock | None = None
         self._preparing: asyncio.Lock | None = None
         self._reset()
+
+    def must_exist(self, table: StatesTable) -> None:
+        """Never create the database, nor ``table`` in it: whoever opens it had it open before."""
+        self._existed = True
+        self._made.add(table.name)
 
     async def prepare(self, table: StatesTable) -> None:
         """Make sure that ``table`` is there and is ours; the first table makes the database.
@@ -91,12 +98,18 @@ class SqliteDatabase:
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` on one consistent view of the database, that of the newest commit of any process."""
-        job: Work[T] = partial(transact, mode="DEFERRED", work=work)
+        job: Work[T] = partial(transact, mode="DEFERRED", work=work, before_commit=self._identity.check)
         return await self._resources.run_asyncio(self._run, self._attempt, job, self._busy_timeout)
 
     async def query(self, work: Work[T]) -> T:
         """Run ``work`` on the connection that can only read."""
-        return await self._resources.run_asyncio(self._run_reader, work)
+
+        def job(connection: sqlite3.Connection) -> T:
+            result = work(connection)
+            self._identity.check(connection)
+            return result
+
+        return await self._resources.run_asyncio(self._run_reader, job)
 
     async def close(self) -> None:
         """Close the connections and give the owner lock back."""
@@ -179,6 +192,7 @@ class SqliteDatabase:
     def _connect_writer(self) -> sqlite3.Connection:
         if not self._existed:
             create_private(self.path)
+        self._identity.pin()
         connection = connect(self.path, self._busy_timeout)
         self._existed = True
         return connection
@@ -200,10 +214,20 @@ class SqliteDatabase:
         # Whether the table is ours is asked first: a database in which it isn't stays as it was, to the last
         # byte.
         ready = attempt(connection, is_ready, self.path, patience)
+        if not ready and table.name in self._made:
+            raise StateCorruptionError(
+                f"the database {self.path} has no table {table.name!r} any more: it was replaced while it was in use",
+                path=self.path,
+                hint="it was left as it is; put the old one back, or start the actors anew to begin anew",
+            )
         attempt(connection, use_write_ahead_log, self.path, patience)
         if not ready:
             attempt(connection, partial(transact, mode="IMMEDIATE", work=make), self.path, patience)
+        attempt(connection, is_ready, self.path, patience)  # now at the latest it has its log open
+        self._identity.pin_log()
+        attempt(connection, self._identity.check, self.path, patience)
         self._ready.add(table.name)
+        self._made.add(table.name)
 
 
 def _unsynced(work: Work[T], connection: sqlite3.Connection) -> T:

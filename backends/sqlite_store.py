@@ -50,8 +50,9 @@ class SqliteStore:
         answers = await self.database.write(lambda connection: write_states(connection, writes, schemas, owners))
         for write, refusal in zip(writes, answers, strict=True):
             backend: SqliteBackend = write.backend  # type: ignore[assignment]  # a store gets only its own
-            if backend.kept == 1 and refusal is None and backend.ownership == "exclusive":
-                backend.has_one_row = True
+            if refusal is None:
+                backend.acknowledged.note(write.records[-1])
+                backend.has_one_row = backend.kept == 1 and backend.ownership == "exclusive"
         return answers
 
     async def claim(self, place: Place, actor: str, holder: object) -> Opened:

@@ -19,7 +19,7 @@ from dgents.backends.volatile import VolatileAgent
 from dgents.runtime.actor import Cell
 from dgents.runtime.arguments import check_choice, check_seconds
 from dgents.runtime.contract import Agent, Backend, Opened, Record, Request, Resources, Store
-from dgents.runtime.errors import StorageError, UnsupportedOperationError
+from dgents.runtime.errors import StateCorruptionError, StorageError, UnsupportedOperationError
 from dgents.supervisors.flush import Flush
 from dgents.supervisors.flush_journal import FlushJournal
 from dgents.supervisors.wrapper import Wrapper
@@ -141,11 +141,13 @@ class WriteBehindBackend(CachingBackend):
             return opened
         try:
             if self._journal is None:
-                self._journal = await FlushJournal.acquire(self.flush.journal, self._resources)
+                at_risk = self._behind is not None and self._behind.count > 0
+                self._journal = await FlushJournal.acquire(self.flush.journal, self._resources, begin=not at_risk)
             records, requests = await self._journal.claim(self.actor)
             self._check_base(records, opened.record)
             newer = [record for record in records if record.version > self._stored]
             self._replayed = await anyio.to_thread.run_sync(self._whole, newer, opened.record)
+            self._check_journaled()
         except BaseException:
             await self.inner.close()
             raise
@@ -172,6 +174,18 @@ class WriteBehindBackend(CachingBackend):
             hint=f"nothing was changed; open the state without the journal to keep what is stored ({newer} journaled "
             "versions are newer), and open a state with its journal first after a crash",
         )
+
+    def _check_journaled(self) -> None:
+        """Refuse to go on without what was acknowledged because the journal had it."""
+        newest = self._replayed[-1].version if self._replayed else self._stored
+        if self._behind is not None and self._behind.count and newest < self._behind.acknowledged:
+            raise StateCorruptionError(
+                f"the journal {self.flush.journal} was removed, replaced or cut while it was in use: version "
+                f"{self._behind.acknowledged} of {self.actor!r} was acknowledged, and is not in it",
+                path=str(self.flush.journal),
+                actor=self.actor,
+                hint=f"version {newest} is the newest one that is left; restore the journal, or start the actor anew",
+            )
 
     def _whole(self, journaled: Sequence[Record], stored: Record | None) -> list[Record]:
         """Return what is kept of the journaled versions, each with its state; what is stored comes before them.

@@ -27,7 +27,7 @@ from dgents.backends.file_records import newest
 from dgents.backends.journal import MAX_RECORD_BYTES, Journal
 from dgents.backends.lock import OwnerLock
 from dgents.runtime.contract import Record, Request, Resources, Write
-from dgents.runtime.errors import DgentError, StateCorruptionError, StorageError
+from dgents.runtime.errors import DgentError, OwnershipLostError, StateCorruptionError, StorageError
 
 _SEGMENT = 1 << 20  # bytes after which stored writes are worth a new segment
 
@@ -66,13 +66,13 @@ class FlushJournal:
         self._books = threading.Lock()  # of ``_needed``; held for microseconds
 
     @classmethod
-    async def acquire(cls, directory: str | Path, resources: Resources) -> FlushJournal:
-        """Return the runtime's journal in ``directory``, opening it on first use."""
+    async def acquire(cls, directory: str | Path, resources: Resources, *, begin: bool = True) -> FlushJournal:
+        """Return the runtime's journal in ``directory``, opening it on first use; beginning one, if ``begin``."""
         path = Path(await anyio.to_thread.run_sync(os.path.abspath, directory))
 
         async def opener() -> FlushJournal:
             journal = cls(path)
-            await anyio.to_thread.run_sync(journal._open)
+            await anyio.to_thread.run_sync(journal._open, begin)
             return journal
 
         return await resources.acquire(("flush-journal", str(path)), opener)
@@ -81,9 +81,15 @@ class FlushJournal:
         """Give it back; the last one closes it."""
         await resources.release(("flush-journal", str(self._directory)))
 
-    def _open(self) -> None:
+    def _open(self, begin: bool) -> None:
         from dgents.backends.files import layer
 
+        if not begin and not any(self._directory.glob("*.journal")):
+            raise StateCorruptionError(
+                f"the journal {self._directory} is gone, and what it held is in no store yet",
+                path=str(self._directory),
+                hint="it was removed or moved while it was in use; put it back",
+            )
         layer.make_directories(self._directory.parent)
         self._lock.acquire()
         try:
@@ -156,11 +162,15 @@ class FlushJournal:
             batches.append((write.actor, last.version, len(entries)))
             for record in newest(write.records, max(write.backend.max_history, 1)):
                 entries.append(_entry(write, record, requests if record is last else []))
-        await anyio.to_thread.run_sync(self._append, entries, batches)
+        try:
+            await anyio.to_thread.run_sync(self._append, entries, batches)
+        except OwnershipLostError as refusal:
+            return [refusal] * len(writes)
         return [None] * len(writes)
 
     def _append(self, entries: list[bytes], batches: list[tuple[str, int, int]]) -> None:
         with self._io:
+            self._lock.check()
             self._reopen_if_broken()
             try:
                 first = self._journal.append(entries)

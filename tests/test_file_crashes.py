@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 
 from dgents.backends import file_commit, file_upkeep, files
+from dgents.backends.file_format import Format
+from dgents.backends.file_log import decode_head
+from dgents.backends.file_log_reader import LogReader
+from dgents.backends.file_reader import log_path
 from dgents.backends.file_upkeep import Settings
-from dgents.runtime.errors import StateError, StorageError
+from dgents.runtime.errors import StateCorruptionError, StateError, StorageError
 from tests.disk import FaultyLayer, KillingLayer, RecordingLayer, StutteringLayer, in_child
 from tests.file_states import CODEC, Owner, check, live, settings, state_of
 
@@ -288,3 +292,53 @@ def test_garbage_at_the_end_of_the_log_is_cut(garbage: bytes, tmp_path: Path) ->
     with open(tmp_path / "s.history", "ab") as log:
         log.write(garbage)
     check(tmp_path / "s", chosen, 4, (1,) * 4)
+
+
+def ends_of(log: Path) -> list[int]:
+    """Return where each entry of a log begins, and where the last one ends."""
+    content = log.read_bytes()
+    head = decode_head(content, str(log))
+    return [head.size, *(end for end, _ in LogReader(content, head, str(log)).entries(head.size))]
+
+
+def test_a_log_cut_at_any_entry_that_the_readable_file_knows_of_is_noticed(tmp_path: Path) -> None:
+    path, chosen = tmp_path / "s", settings(max_history=100)
+    live(path, chosen, [1] * 12, void, pad=1000)
+    log = log_path(path)
+    content = log.read_bytes()
+    *before, end = ends_of(log)
+    assert (len(before), end) == (12, len(content))
+    for place in before:
+        log.write_bytes(content[:place])
+        with pytest.raises(StateCorruptionError, match="was acknowledged"):
+            Owner(path, chosen).open()
+        assert log.read_bytes() == content[:place]
+    log.write_bytes(content)
+    check(path, chosen, 12, [1] * 12, pad=1000)
+
+
+@pytest.mark.parametrize("format", ["json", "msgpack"])
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_log_cut_at_any_entry_is_noticed_by_its_owner(format: Format, is_open: bool, tmp_path: Path) -> None:
+    path, chosen = tmp_path / "s", settings(format, max_history=100)
+    owner = Owner(path, chosen, pad=1000)
+    owner.open()
+    for _ in range(6):
+        assert owner.commit() is None
+    log = log_path(path)
+    if not is_open:
+        owner.state.close()
+    content = log.read_bytes()
+    for place in ends_of(log)[:-1]:
+        log.write_bytes(content[:place])
+        if is_open:
+            assert isinstance(owner.commit(), StateCorruptionError)
+        owner.state.close()
+        with pytest.raises(StateCorruptionError):
+            owner.open()
+        log.write_bytes(content)
+        owner.open()
+        if not is_open:
+            owner.state.close()
+    assert owner.version == 6
+    owner.close()

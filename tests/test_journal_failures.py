@@ -12,7 +12,7 @@ import pytest
 
 from dgents.backends import files
 from dgents.backends.journal import Journal
-from dgents.runtime.errors import StorageError
+from dgents.runtime.errors import StateCorruptionError, StorageError
 from tests.disk import FaultyLayer, RecordingLayer, StutteringLayer, in_child
 from tests.journal_kit import HEADER, MARK, RECORDS, SMALL, found, written
 
@@ -160,11 +160,64 @@ def test_an_interrupt_in_a_write_makes_it_refuse_until_it_is_opened_again(journa
     assert journal.append([b"second"]) == 2
 
 
-def test_a_segment_that_was_removed_while_open_takes_no_more(journal: Journal) -> None:
+@pytest.fixture(params=["removed", "replaced", "moved away", "cut", "folder moved away", "folder replaced"])
+def away(request: pytest.FixtureRequest, journal: Journal) -> Journal:
+    """A journal of three records whose last segment is not there any more."""
+    for record in (b"first", b"second", b"third"):
+        journal.append([record])
+    (path,) = journal.directory.iterdir()
+    copy = path.read_bytes()
+    if request.param == "removed":
+        path.unlink()
+    elif request.param == "replaced":
+        other = path.with_name("other")
+        other.write_bytes(copy[: 2 * MARK])
+        other.rename(path)
+    elif request.param == "moved away":
+        path.rename(journal.directory.with_name("elsewhere"))
+    elif request.param == "cut":
+        os.truncate(path, len(copy) - 2 * MARK)
+    else:
+        journal.directory.rename(journal.directory.with_name("elsewhere"))
+        if request.param == "folder replaced":
+            journal.directory.mkdir()
+    return journal
+
+
+def test_a_segment_that_is_not_in_place_any_more_takes_no_more_and_is_not_begun_anew(away: Journal) -> None:
+    before = sorted(path.name for path in away.directory.parent.rglob("*"))
+    with pytest.raises(StorageError, match="while open"):
+        away.append([b"fourth"])
+    with pytest.raises((StateCorruptionError, StorageError), match=r"while it was in use|ENOENT"):
+        away.open()
+    assert sorted(path.name for path in away.directory.parent.rglob("*")) == before
+
+
+def test_a_segment_that_was_put_back_goes_on(journal: Journal) -> None:
     journal.append([b"first"])
-    next(journal.directory.iterdir()).unlink()
-    with pytest.raises(StorageError, match="removed while open"):
+    (path,) = journal.directory.iterdir()
+    path.rename(journal.directory.with_name("elsewhere"))
+    with pytest.raises(StorageError, match="while open"):
         journal.append([b"second"])
+    with pytest.raises(StateCorruptionError):
+        journal.open()
+    journal.directory.with_name("elsewhere").rename(path)
+    journal.open()
+    assert journal.append([b"second"]) == 2
+
+
+def test_a_segment_under_two_names_is_refused_under_both(tmp_path: Path) -> None:
+    (path,) = written(tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    os.link(path, tmp_path / "two" / path.name)
+    content = path.read_bytes()
+    for name in ("one", "two"):
+        with pytest.raises(StorageError, match="hard links") as caught:
+            Journal(tmp_path / name).open()
+        assert not caught.value.retryable
+    assert path.read_bytes() == content
+    (tmp_path / "two" / path.name).unlink()
+    assert found(tmp_path / "one") == RECORDS
 
 
 def test_a_file_in_the_directorys_place_is_refused(tmp_path: Path) -> None:

@@ -207,10 +207,13 @@ def test_the_lock_is_free_after_the_parents_death_though_a_forked_child_lives(pa
         OwnerLock(path).acquire()
         lock = OwnerLock(path.with_name("other.lock"))
         lock.acquire()
+        lives, says_so = os.pipe()
         if os.fork() == 0:
             os.close(writer)
+            os.write(says_so, b"!")
             os.read(reader, 1)
             os._exit(0)
+        os.read(lives, 1)
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(parent) == -9

@@ -93,6 +93,7 @@ def tamper_with_journal(folder: Path, tamper: Tamper) -> None:
     journal.close()
     for path in directory.glob("*.journal"):
         path.unlink()
+    journal = Journal(directory)  # another one: this one would know that its records are gone
     journal.open()
     journal.append([msgspec.msgpack.encode(stored) for stored in tamper(events)])
     journal.close()
