@@ -20,11 +20,11 @@ from dgents.backends.redis_connect import connect
 from dgents.backends.redis_durability import ASK, Durability, ServerFacts, confirmation, shortfall
 from dgents.backends.redis_errors import FAILURES, translate
 from dgents.backends.redis_keys import RedisKeys
-from dgents.backends.redis_record import blank
-from dgents.backends.redis_scripts import CLAIM, COMMIT, HISTORY, READ, Script
+from dgents.backends.redis_record import blank, decode_all, decode_requests
+from dgents.backends.redis_scripts import CLAIM, COMMIT, HISTORY, LOOK, READ, REQUESTS, Script
 from dgents.backends.redis_url import RedisPlace
 from dgents.backends.redis_watch import Subscriber
-from dgents.runtime.contract import Resources, Write
+from dgents.runtime.contract import Record, Request, Resources, Write
 from dgents.runtime.errors import DgentError, StorageError, UnsupportedOperationError
 
 _KEYS_A_READ = 200
@@ -120,16 +120,20 @@ class RedisStore:
         Args:
             life: for how many seconds an absent state is kept when nothing is saved; 0: for ever.
         """
-        call = (1, keys.state, mark.to_bytes(8, "big"), blank(mark), expected, int(life * 1000))
+        parts = (3, keys.state, keys.history, keys.requests)
+        call = (*parts, mark.to_bytes(8, "big"), blank(mark), expected, int(life * 1000))
         value: bytes | None = self._value(await self._claims.submit(call), keys)
         return value
 
-    async def history(self, keys: RedisKeys, count: int) -> tuple[bytes | None, list[Any]]:
-        """Return a state and its newest ``count`` history entries, newest first, as of one moment."""
-        call = (2, keys.state, keys.history, count)
-        replies, _ = await self._resources.run_asyncio(call_script, self.client, HISTORY, [call])
-        value, entries = self._value(replies[0], keys)
-        return value, entries
+    async def history(self, keys: RedisKeys, count: int) -> list[Record]:
+        """Return the newest ``count`` versions of a state that are kept, oldest first."""
+        call = (3, keys.state, keys.history, keys.requests, count)
+        value, entries = await self._ask_script(HISTORY, keys, call)
+        return decode_all(keys.name, value, entries, count)[-count:]
+
+    async def requests(self, keys: RedisKeys) -> list[Request]:
+        """Return the remembered request ids of a state, oldest first."""
+        return decode_requests(keys.name, *await self._ask_script(REQUESTS, keys, (2, keys.state, keys.requests)))
 
     async def ask(self, keys: RedisKeys, *command: Any) -> Any:
         """Return the raw reply to one command about a state.
@@ -178,6 +182,10 @@ class RedisStore:
         )
         self._check(confirmations)
         return replies
+
+    async def _ask_script(self, script: Script, keys: RedisKeys, call: Command) -> Any:
+        replies, _ = await self._resources.run_asyncio(call_script, self.client, script, [call])
+        return self._value(replies[0], keys)
 
     async def _claim_together(self, calls: list[Command]) -> list[Any]:
         return await self._call(CLAIM, calls)
@@ -232,6 +240,17 @@ async def _connect(place: RedisPlace) -> tuple[Client, ServerFacts]:
 
 
 async def _read_all(client: Client, keys: Sequence[RedisKeys]) -> list[Any]:
+    values = await _read_again(client, keys)
+    absent = [i for i, value in enumerate(values) if value is None]
+    if absent:  # is it the whole state that is not there, or a part of it?
+        calls = [(3, keys[i].state, keys[i].history, keys[i].requests) for i in absent]
+        replies, _ = await call_script(client, LOOK, calls)
+        for i, reply in zip(absent, replies, strict=True):
+            values[i] = reply
+    return values
+
+
+async def _read_again(client: Client, keys: Sequence[RedisKeys]) -> list[Any]:
     try:
         return await _read_once(client, keys)
     except StorageError as error:
