@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, get_args
 from dgents.backends.sql_ref import SQLRef
 from dgents.backends.sqlite import SqliteBackend, sqlite_store
 from dgents.backends.sqlite_tables import check_table_name, states_table
+from dgents.backends.url import is_half_a_url, scheme_of
 from dgents.runtime.contract import Backend, Ownership, Resources
 from dgents.runtime.errors import UnsupportedOperationError
 from dgents.runtime.reminders import Entries, Ledger
@@ -67,7 +68,7 @@ class SQLAgent(Generic[S]):
         if self.key is not None:
             _check_key(self.key)
         if is_postgres(self.db_uri):
-            _check_postgres(self.db_uri, self.table)
+            check_postgres(self.db_uri, self.table)
         else:
             check_table_name(self.table)
             sqlite_path(self.db_uri)
@@ -128,7 +129,7 @@ def needs_psycopg(error: ImportError, actor: str | None = None) -> UnsupportedOp
     return wrapped
 
 
-def _check_postgres(db_uri: str, table: str) -> None:
+def check_postgres(db_uri: str, table: str) -> None:
     """Check what can be checked without a connection, if its optional driver is there."""
     try:
         from dgents.backends.postgres_place import parse_postgres_url, parse_table_name
@@ -162,11 +163,11 @@ def sqlite_path(db_uri: str) -> str:
         ValueError: it names no file, or another kind of database.
     """
     path = db_uri.removeprefix(_SQLITE)
-    scheme, colon, _ = path.partition("://")
-    if colon or path.startswith("file:"):
-        kind = scheme if colon else "file:"
+    if "://" in path or path.startswith("file:") or is_half_a_url(path):
+        kind = scheme_of(path)
         raise ValueError(
-            f"db_uri of the kind {kind!r}: use a path, sqlite:///PATH or postgresql://; redis:// is a RedisAgent's"
+            f"db_uri is a URL of {f'the kind {kind!r}' if kind else 'no kind that is known'}: "
+            "use a path, sqlite:///PATH or postgresql://; redis:// is a RedisAgent's"
         )
     if path in ("", ":memory:"):
         raise ValueError("db_uri names no file: a state in memory is a VolatileAgent's")
