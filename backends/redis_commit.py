@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 
-from dgents.backends.redis_errors import code_of, translate
+from dgents.backends.redis_errors import code_of, nonsense, translate
 from dgents.backends.redis_record import decode_header, torn
 from dgents.backends.redis_url import RedisPlace
 from dgents.runtime.contract import Write
@@ -107,6 +107,8 @@ class CommitBatch:
             if isinstance(reply, Exception):
                 self._refuse_all(members, reply)
                 continue
+            if not isinstance(reply, list) or len(reply) % 3:
+                raise nonsense(self._place, "unknown")
             if not reply:
                 for i in members:
                     self._backends[i].fence.wrote()

@@ -9,6 +9,7 @@ from typing import Any
 from dgents.backends.redis_client import Client, Command, call_script
 from dgents.backends.redis_commit import refused_value
 from dgents.backends.redis_connect import connect
+from dgents.backends.redis_errors import nonsense
 from dgents.backends.redis_keys import PREFIX, RedisKeys, key_of
 from dgents.backends.redis_record import decode_all, decode_requests
 from dgents.backends.redis_scripts import HISTORY, REQUESTS, Script
@@ -53,6 +54,8 @@ class RedisInspector:
         (reply,), _ = await call_script(self._client, script, [call])
         if isinstance(reply, Exception):
             raise refused_value(reply, key, self._client.place)
+        if not isinstance(reply, list) or len(reply) != 2:
+            raise nonsense(self._client.place, "rolled_back")
         return reply
 
 

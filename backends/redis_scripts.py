@@ -56,19 +56,20 @@ local function expire(key, ttl)
   if ttl > 0 then call('PEXPIRE', key, ttl) else call('PERSIST', key) end
 end
 
--- Store history and requests. Whatever may be refused is tried before anything is changed.
+-- Store history and requests. Whatever may be refused is tried before anything is changed; SET first of all, since
+-- Redis asks whether there is memory only before the first command that writes.
 local function store_extras(key, extras, history, requests)
   local ttl, bound, added, remembered = extras[1], extras[2], extras[3], extras[4]
   if foreign(history, 'stream') or foreign(requests, 'list') then
     error({err = 'WRONGTYPE the key of the history or of the request ids holds another kind of value'})
   end
+  call('SET', key, '', call('EXISTS', key) == 1 and 'NX' or 'XX')  -- does nothing, if that is allowed
   if not extras[6] and extras[7] == 0 and not left_behind(history, requests) then
     call('DEL', history, requests)  -- of a state that has expired
   end
   if (call('XLEN', history) > 0) ~= extras[6] or call('LLEN', requests) ~= extras[7] then
     error({err = 'TORN its history or its request ids are not what its last write left'})
   end
-  call('SET', key, '', call('EXISTS', key) == 1 and 'NX' or 'XX')  -- does nothing, if that is allowed
   call('LTRIM', requests, 0, -1)
   expire(history, ttl)
   for n = 1, #remembered do call('RPUSH', requests, remembered[n]) end
