@@ -18,6 +18,7 @@ from dgents.backends.chain import GENESIS, Seal, broken
 from dgents.backends.event_codec import StoredEvent, from_data, link_in
 from dgents.backends.event_log import Chunks, LogState, StateSnapshot, check_numbers
 from dgents.backends.redis import RedisAgent
+from dgents.backends.redis_fence import EVERY_VERSION
 from dgents.backends.redis_record import decode
 from dgents.runtime.contract import Ownership, Record, Request, Resources
 from dgents.runtime.errors import StateCorruptionError, StorageError
@@ -25,7 +26,6 @@ from dgents.runtime.errors import StateCorruptionError, StorageError
 if TYPE_CHECKING:
     from dgents.backends.redis_store import RedisStore
 
-_UNBOUNDED = 2**40  # versions kept: all of them
 _CHUNK = 1000  # events in one reply
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -44,7 +44,7 @@ class RedisLog:
     ownership: Ownership = "exclusive"
 
     def __init__(self, url: str, key: str, actor: str, seal: Seal, resources: Resources) -> None:
-        agent: RedisAgent[Any] = RedisAgent(url, key=f"events/{key}", max_history=_UNBOUNDED, ownership="exclusive")
+        agent: RedisAgent[Any] = RedisAgent(url, key=f"events/{key}", max_history=EVERY_VERSION, ownership="exclusive")
         self.inner = agent.backend(actor, resources)
         self.key = key
         self.actor = actor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,10 +13,13 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from dgents.backends.sqlite_tables import check_table_name
+from dgents.backends.url import ENCODE, check_characters, check_host
 
 _CONNECT_TIMEOUT = 5  # seconds, for each host of the URL
 _LONGEST_TABLE = 54  # PostgreSQL cuts names at 63 bytes, and ours end in `_requests`
 _DATABASE = {"host": "", "hostaddr": "", "port": "5432", "user": "", "dbname": "", "options": ""}
+_SECRETS = ("password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")
+_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
 
@@ -50,32 +54,46 @@ def parse_postgres_url(uri: str) -> PostgresPlace:
     Raises:
         ValueError: it is no such URL. Nothing of it is in the message.
     """
-    authority, _, path = uri.partition("://")[2].partition("?")[0].partition("/")
-    hint = "in user and password write %40 for @, %2F for /, %3A for : and %3F for ?"
+    authority, _, path = uri.partition("://")[2].partition("/")
     # libpq would take a piece of such a password for a host or a database, and print it.
-    if authority.count("@") > 1 or "@" in path:
-        raise ValueError(f"db_uri has an @ where none can be; {hint}")
-    try:
-        found = {name: str(value) for name, value in conninfo_to_dict(uri).items() if value is not None}
-        ports = [int(port) for port in found.get("port", "").split(",") if port]
-        timeout = int(found.get("connect_timeout", _CONNECT_TIMEOUT))
-    except (psycopg.Error, ValueError):
-        raise ValueError(f"db_uri is no URL that PostgreSQL takes; {hint}") from None
+    if authority.count("@") > 1 or "@" in path.partition("?")[0]:
+        raise ValueError(f"db_uri has an @ where none can be; {ENCODE}")
+    found = _read(uri)
+    ports = [port for port in found.get("port", "").split(",") if port]
+    timeout = found.get("connect_timeout", str(_CONNECT_TIMEOUT))
+    if not all(_NUMBER.fullmatch(number) for number in (*ports, timeout)):
+        raise ValueError(f"db_uri has a port or a connect_timeout that is no number; {ENCODE}")
     hosts = (found.get("host") or found.get("hostaddr") or "").split(",")
-    named = [host if host and not host.startswith(("/", "@")) else quote(host, safe="") for host in hosts]
+    named = [_shown(host) for host in hosts]
     if len(ports) == len(hosts):
         named = [f"{host}:{port}" for host, port in zip(named, ports, strict=True)]
-    password = found.get("password", "")
-    secrets = {secret for secret in (password, quote(password, safe=""), found.get("sslpassword", "")) if secret}
+    secrets = {value for name, value in found.items() if name in _SECRETS}
+    secrets |= {quote(secret, safe="") for secret in secrets}
     return PostgresPlace(
         uri,
-        f"postgresql://{','.join(named)}/{found.get('dbname', '')}",
-        tuple(sorted(secrets, key=len, reverse=True)),
-        max(2, timeout) if timeout > 0 else _CONNECT_TIMEOUT,  # libpq knows no shorter one
+        f"postgresql://{','.join(named)}/{quote(found.get('dbname', ''))}",
+        tuple(sorted((secret for secret in secrets if secret), key=len, reverse=True)),
+        max(2, int(timeout)) if int(timeout) else _CONNECT_TIMEOUT,  # libpq knows no shorter one
         len(hosts),
         # The user, too: the first schema of a search path may be the user's own.
         tuple(found.get(name) or default for name, default in _DATABASE.items()),
     )
+
+
+def _read(uri: str) -> dict[str, str]:
+    """Return what libpq finds in a URL; its own errors repeat pieces of it, so they are not passed on."""
+    check_characters(uri, "db_uri")
+    found: dict[str, str] | None = None
+    with suppress(psycopg.Error, ValueError):
+        found = {name: str(value) for name, value in conninfo_to_dict(uri).items() if value is not None}
+    if found is None:
+        raise ValueError(f"db_uri is no URL that PostgreSQL takes; {ENCODE}")
+    return found
+
+
+def _shown(host: str) -> str:
+    """Return a host as it may be printed: a name, an address, or a folder of sockets."""
+    return quote(host, safe="") if host.startswith(("/", "@")) else check_host(host, "db_uri")
 
 
 class TableName(NamedTuple):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, get_args
 import anyio
 
 from dgents.backends.redis_durability import Durability, warnings
-from dgents.backends.redis_fence import MAX_REQUESTS, Fence, Sent, decode_request
+from dgents.backends.redis_fence import Fence, Sent
 from dgents.backends.redis_keys import RedisKeys
-from dgents.backends.redis_record import Header, decode, decode_all, decode_header
+from dgents.backends.redis_record import Header, decode, decode_header
 from dgents.backends.redis_ref import RedisRef
 from dgents.backends.redis_url import RedisPlace, parse_redis_url
 from dgents.runtime.arguments import check_choice, check_history, check_key, check_seconds
@@ -197,13 +197,11 @@ class RedisBackend:
         count = self.max_history if limit is None else min(limit, self.max_history)
         if limit == 0:
             return []
-        value, entries = await self._open_store.history(self.keys, max(count, 1))
-        return decode_all(self.key, value, entries)[-max(count, 1) :]
+        return await self._open_store.history(self.keys, max(count, 1))
 
     async def requests(self) -> list[Request]:
         """Return the remembered request ids, oldest first; the last 1,000."""
-        stored = await self._open_store.ask(self.keys, "LRANGE", self.keys.requests, -MAX_REQUESTS, -1)
-        return [decode_request(data) for data in stored]
+        return await self._open_store.requests(self.keys)
 
     async def committed(self, write: Write) -> bool | None:
         """Find out whether a write was stored whose commit failed; None if others have written over it since.

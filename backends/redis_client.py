@@ -45,6 +45,10 @@ class Client(Protocol):
         """Send one command and return its reply as redis-py shapes it; an error reply is returned."""
         ...
 
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the replies to questions about the server itself, in whatever shape."""
+        ...
+
     def shape(self, name: str, reply: Any) -> Any:
         """Return a raw reply as redis-py shapes it for the command ``name``."""
         ...

@@ -49,6 +49,9 @@ class ClusterClient:
         except ResponseError as error:
             return error
 
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        return [await self.execute(command) for command in commands]
+
     async def _anywhere(self, command: Command) -> Any:
         try:
             return await self._redis.execute_command(*command)

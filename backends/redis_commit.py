@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 
-from dgents.backends.redis_errors import code_of, translate
-from dgents.backends.redis_record import decode_header
+from dgents.backends.redis_errors import code_of, nonsense, translate
+from dgents.backends.redis_record import decode_header, torn
 from dgents.backends.redis_url import RedisPlace
 from dgents.runtime.contract import Write
 from dgents.runtime.errors import DgentError, OwnershipLostError, StateCorruptionError, StorageError
@@ -107,6 +107,8 @@ class CommitBatch:
             if isinstance(reply, Exception):
                 self._refuse_all(members, reply)
                 continue
+            if not isinstance(reply, list) or len(reply) % 3:
+                raise nonsense(self._place, "unknown")
             if not reply:
                 for i in members:
                     self._backends[i].fence.wrote()
@@ -161,7 +163,10 @@ class CommitBatch:
 
 def refused_value(error: Exception | str, key: str, place: RedisPlace) -> DgentError:
     """Return the typed error for one key that the server would not read or write."""
-    if "WRONGTYPE" in str(error):
+    text = str(error)
+    if "TORN" in text or "equal or smaller than the target stream" in text:
+        return torn(key, "a part of it is gone: the state itself, its history or its request ids")
+    if "WRONGTYPE" in text:
         return StateCorruptionError(
             f"the Redis keys of {key!r} hold another type of value than dgents writes",
             path=key,

@@ -64,13 +64,13 @@ class ServerFacts:
         major, _, minor = info.get("redis_version", "0.0").partition(".")
         aof = info.get("aof_enabled")
         return cls(
-            version=(int(major), int(minor.partition(".")[0])),
+            version=(_number(major), _number(minor.partition(".")[0])),
             appendonly=None if aof is None else aof == "1",
             appendfsync=fsync,
             snapshots=None if save is None else bool(save),
-            maxmemory=int(info.get("maxmemory", "0")),
+            maxmemory=_number(info.get("maxmemory", "0")),
             eviction=info.get("maxmemory_policy", "noeviction"),
-            replicas=int(info.get("connected_slaves", "0")),
+            replicas=_number(info.get("connected_slaves", "0")),
             may_publish=not isinstance(replies[3], Exception),
         )
 
@@ -146,10 +146,17 @@ def _aof_warnings(facts: ServerFacts) -> Iterator[tuple[str, str]]:
 def _lines(reply: Any) -> dict[str, str]:
     if isinstance(reply, dict):  # a cluster client has parsed it already
         return {str(name): str(value) for name, value in reply.items()}
-    if not isinstance(reply, bytes):
+    if isinstance(reply, bytes):
+        reply = reply.decode("utf-8", "replace")
+    if not isinstance(reply, str):
         return {}
-    pairs = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())
+    pairs = (line.partition(":") for line in reply.splitlines())
     return {name: value.strip() for name, colon, value in pairs if colon}
+
+
+def _number(text: str) -> int:
+    """Return a number that a server says of itself; 0 for what is none: not every server is one of Redis itself."""
+    return int(text) if text.isdecimal() else 0
 
 
 def _setting(reply: Any) -> str | None:

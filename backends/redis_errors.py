@@ -8,6 +8,7 @@ import re
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    InvalidResponse,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -38,6 +39,8 @@ _MEANINGS = {
     ),
     "NOAUTH": ("it asks for a password", False, "put user and password into the URL"),
     "WRONGPASS": ("it refused the user or the password", False, "check user and password of the URL"),
+    "MOVED": ("it is a node of a cluster", False, "use a redis+cluster:// URL"),
+    "NOSCRIPT": ("it forgot a script", True, None),
 }
 _CODE = re.compile(rf"(?<![A-Z])({'|'.join(_MEANINGS)})(?![A-Z])")
 # Older redis-py strips the code from the message and tells it by the class alone.
@@ -49,16 +52,23 @@ _CODES_BY_CLASS = {
     "ClusterDownError": "CLUSTERDOWN",
     "TryAgainError": "TRYAGAIN",
     "NoPermissionError": "NOPERM",
+    "MovedError": "MOVED",
+    "AskError": "MOVED",
+    "NoScriptError": "NOSCRIPT",
 }
+# What a user lacks the right to in the middle of a script: by then the script may have changed something.
+_IN_SCRIPT = "The user executing the script can't"
 
 
 def code_of(error: BaseException | str) -> str | None:
-    """Return the code of a refusal that says that nothing was executed, or None for any other error."""
+    """Return the code of a refusal, or None for any other error."""
     if isinstance(error, str):
+        if _IN_SCRIPT in error:
+            return "NOPERM"
         found = _CODE.search(error)
         return found.group(1) if found else None
     if isinstance(error, AuthenticationError | AuthorizationError):
-        return "NOAUTH" if "required" in str(error) else "WRONGPASS"
+        return "WRONGPASS" if "invalid" in str(error) else "NOAUTH"
     by_class = _CODES_BY_CLASS.get(type(error).__name__)
     if by_class is not None or not isinstance(error, ResponseError):
         return by_class
@@ -74,10 +84,14 @@ def translate(
         outcome: what became of the command if the error itself does not say so.
         waited: the time limit that ran out, in seconds.
     """
+    if isinstance(error, RedisClusterException) and error.__cause__ is not None:
+        error = error.__cause__  # what the last node that was tried has said
     code = code_of(error)
     if code is not None:
         what, retryable, hint = _MEANINGS[code]
-        return StorageError(f"{place.safe} refused: {what}", retryable=retryable, outcome="rolled_back", hint=hint)
+        if _IN_SCRIPT not in str(error):
+            outcome = "rolled_back"
+        return StorageError(f"{place.safe} refused: {what}", retryable=retryable, outcome=outcome, hint=hint)
     if isinstance(error, RedisTimeoutError | TimeoutError):
         limit = f" within {waited:g} s" if waited is not None else " in time"
         return StorageError(
@@ -86,6 +100,8 @@ def translate(
             hint="look whether it is paused or overloaded; ?socket_timeout= in the URL sets the limit",
         )
     text = place.scrub(str(error)).partition("\n")[0][:200]
+    if isinstance(error, InvalidResponse) or "Protocol error" in text:
+        return nonsense(place, outcome)
     if isinstance(error, ResponseError | str):
         return StorageError(f"{place.safe} refused: {text}", retryable=False, outcome=outcome)
     retryable = "SSL" not in text and "certificate" not in text
@@ -94,4 +110,14 @@ def translate(
         retryable=retryable,
         outcome=outcome,
         hint=None if retryable else "check the scheme (rediss:// is TLS) and the certificates (?ssl_ca_certs=)",
+    )
+
+
+def nonsense(place: RedisPlace, outcome: Outcome) -> StorageError:
+    """Return the error for a reply that no Redis gives."""
+    return StorageError(
+        f"{place.safe} does not answer as a Redis does",
+        retryable=False,
+        outcome=outcome,
+        hint="check host and port of the URL, and what stands between",
     )

@@ -17,18 +17,19 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from secrets import randbits
 from typing import Any, Literal
 
 import msgspec
 
-from dgents.backends.redis_record import STAMP_SIZE, Header, decode_header, encode, stamp_of
-from dgents.runtime.contract import Ownership, Request, Write
+from dgents.backends.redis_record import MAX_REQUESTS, Header, decode_header, encode, stamp_of
+from dgents.runtime.contract import Ownership, Record, Write
 from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError, VersionConflictError
 
-MAX_REQUESTS = 1000
+EVERY_VERSION = 2**40  # versions kept: all, until who keeps them takes some away
 _MASK = (1 << 64) - 1
+_ABSENT = Header(0, 0, 0, 0)
 
 Verdict = DgentError | None | Literal["again"]
 
@@ -37,20 +38,21 @@ class Sent(msgspec.Struct, frozen=True, gc=False):
     """A write that went out.
 
     Attributes:
-        version: the one that it makes.
-        proof: its writer's mark, by which it is known again.
+        header: the one that it makes.
         expected: the stamp that it builds on; empty for an absent state.
-        stamp: the one that it makes.
     """
 
-    version: int
-    proof: int
+    header: Header
     expected: bytes
-    stamp: bytes
+
+    @property
+    def version(self) -> int:
+        return self.header.version
 
     def is_in(self, header: Header | None) -> bool:
         """Say whether this write is what a stored value holds."""
-        return header is not None and header.version == self.version and header.writer == self.proof
+        made = self.header
+        return header is not None and (header.version, header.writer) == (made.version, made.writer)
 
 
 class Fence:
@@ -122,7 +124,7 @@ class Fence:
 
     def has_seen(self, stamp: bytes) -> bool:
         """Say whether a stamp is the one that this actor saw or sent last."""
-        return stamp == self._stamp or (self.sent is not None and stamp == self.sent.stamp)
+        return stamp == self._stamp or (self.sent is not None and stamp == self.sent.header.stamp)
 
     def knows(self, base: int) -> bool:
         """Say whether the stamp of the version ``base`` is known, so that a write may build on it."""
@@ -132,21 +134,37 @@ class Fence:
 
     def pack(self, write: Write) -> tuple[bytes, bytes, int | list[Any]]:
         """Return the stamp that a write expects, its value, and its extras as the script takes them."""
-        newest = write.records[-1]
+        newest, before = write.records[-1], self._seen or _ABSENT
         if self._exclusive:
             mark, claims, expected = self._mark, self._claims, stamp_of(write.base, self._mark)
         else:
-            mark, claims, expected = self.new_mark(), self._seen.claims if self._seen else 0, self._stamp
-        value = encode(newest, mark, claims)
-        self.sent = Sent(newest.version, mark, expected, value[:STAMP_SIZE])
+            mark, claims, expected = self.new_mark(), before.claims, self._stamp
+        added = write.records[-self._max_history :] if self._max_history else []
+        oldest = self._oldest_after(added, newest.version, before.oldest)
+        requests = before.requests + len(write.requests)
+        header = Header(newest.version, mark, claims, mark, oldest, requests)
+        value = encode(newest, header)
+        self.sent = Sent(header, expected)
         self.in_doubt = True
-        if not self._max_history and not write.requests:
+        if not (oldest or before.oldest or requests):
             return expected, value, self._ttl
-        added: list[Any] = []
-        for record in write.records[-self._max_history :] if self._max_history else ():
-            added += (record.version, encode(record, mark, claims))
-        requests = [msgspec.msgpack.encode(request) for request in write.requests[-MAX_REQUESTS:]]
-        return expected, value, [self._ttl, self._max_history, added, requests, MAX_REQUESTS]
+        history: list[Any] = []
+        for record in added:
+            history += (record.version, encode(record, header))
+        remembered = [msgspec.msgpack.encode(request) for request in write.requests[-MAX_REQUESTS:]]
+        parts = (bool(before.oldest), min(before.requests, MAX_REQUESTS))
+        return expected, value, [self._ttl, self._max_history, history, remembered, MAX_REQUESTS, *parts]
+
+    def _oldest_after(self, added: Sequence[Record], newest: int, oldest: int) -> int:
+        """Return the oldest version that the history must have once ``added`` are in it, up to ``newest``.
+
+        The history stays where it is when somebody writes who keeps none; from there on it may have a gap.
+        """
+        if not added:
+            return newest + 1 if oldest else 0
+        if self._max_history >= EVERY_VERSION:
+            return newest
+        return max(oldest or added[0].version, newest - self._max_history + 1)
 
     def wrote(self) -> None:
         """Take note that the write that was sent is stored."""
@@ -154,9 +172,7 @@ class Fence:
         assert sent is not None, "invariant 1: nothing is written that was not packed here"
         self._written = sent.version
         self.in_doubt = False
-        if not self._exclusive:
-            claims = self._seen.claims if self._seen else 0
-            self._seen, self._stamp = Header(sent.version, sent.proof, claims, sent.proof), sent.stamp
+        self._seen, self._stamp = sent.header, sent.header.stamp
 
     def judge(self, write: Write, found: bytes) -> Verdict:
         """Say what became of a write in whose place ``found`` was stored; see the table above."""
@@ -204,8 +220,3 @@ class Fence:
             key=self._key,
             hint="the actor has to open its state again; docs/redis.md tells how a server loses writes",
         )
-
-
-def decode_request(data: bytes) -> Request:
-    """Return a remembered request id."""
-    return msgspec.msgpack.decode(data, type=Request)

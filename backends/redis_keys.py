@@ -5,6 +5,8 @@ from __future__ import annotations
 from binascii import crc_hqx
 
 PREFIX = b"dgents:{"
+_HISTORY, _REQUESTS = b":history", b":requests"
+_PARTS = (b"", _HISTORY, _REQUESTS)
 
 
 class RedisKeys:
@@ -25,14 +27,15 @@ class RedisKeys:
         quoted = key.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
         tag = quoted.encode("utf-8", "surrogatepass")
         self.state = PREFIX + tag + b"}"
-        self.history = self.state + b":history"
-        self.requests = self.state + b":requests"
+        self.history = self.state + _HISTORY
+        self.requests = self.state + _REQUESTS
         self.slot = crc_hqx(tag, 0) % 16384
 
 
 def key_of(name: bytes) -> str | None:
-    """Return the key whose state is under a name in Redis, or None for any other name."""
-    if not (name.startswith(PREFIX) and name.endswith(b"}")):
+    """Return the key of which the state, its history or its request ids are under a name in Redis, or None."""
+    tag, brace, part = name.partition(b"}")
+    if not (tag.startswith(PREFIX) and brace and part in _PARTS):
         return None
-    quoted = name[len(PREFIX) : -1].decode("utf-8", "surrogatepass")
+    quoted = tag[len(PREFIX) :].decode("utf-8", "surrogatepass")
     return quoted.replace("%7D", "}").replace("%7B", "{").replace("%25", "%")

@@ -13,7 +13,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import ResponseError
 
 from dgents.backends.redis_client import Command, client_options
-from dgents.backends.redis_errors import FAILURES, translate
+from dgents.backends.redis_errors import FAILURES, nonsense, translate
 from dgents.backends.redis_url import RedisPlace
 
 _MAX_CONNECTIONS = 8
@@ -98,9 +98,17 @@ class ServerClient:
     async def execute(self, command: Command) -> Any:
         return self.shape(command[0], (await self.run([command]))[0])
 
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        return await self.run(commands)
+
     def shape(self, name: str, reply: Any) -> Any:
         callback = self._redis.response_callbacks.get(name)
-        return reply if callback is None or isinstance(reply, Exception) else callback(reply)
+        if callback is None or isinstance(reply, Exception):
+            return reply
+        try:
+            return callback(reply)
+        except (TypeError, ValueError, AttributeError, LookupError):
+            return nonsense(self.place, "unknown")
 
     async def scan(self, pattern: bytes) -> AsyncIterator[bytes]:
         cursor: Any = 0
@@ -108,6 +116,8 @@ class ServerClient:
             (reply,) = await self.run([("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)])
             if isinstance(reply, Exception):
                 raise translate(reply, self.place, outcome="rolled_back")
+            if not isinstance(reply, list) or len(reply) != 2 or not isinstance(reply[1], list):
+                raise nonsense(self.place, "rolled_back")
             cursor, names = reply
             for name in names:
                 yield name

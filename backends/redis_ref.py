@@ -27,4 +27,4 @@ class RedisRef(Ref[S]):
             1
         """
         cell = self._live()
-        return await cell.call(cell.from_backend, "execute", *args, alone=True)
+        return await cell.call(cell.command, *args, alone=True)

@@ -18,13 +18,13 @@ from dgents.backends.redis_client import Client, Command, call_script
 from dgents.backends.redis_commit import CommitBatch, refused_value
 from dgents.backends.redis_connect import connect
 from dgents.backends.redis_durability import ASK, Durability, ServerFacts, confirmation, shortfall
-from dgents.backends.redis_errors import FAILURES, translate
+from dgents.backends.redis_errors import FAILURES, nonsense, translate
 from dgents.backends.redis_keys import RedisKeys
-from dgents.backends.redis_record import blank
-from dgents.backends.redis_scripts import CLAIM, COMMIT, HISTORY, READ, Script
+from dgents.backends.redis_record import blank, decode_all, decode_requests
+from dgents.backends.redis_scripts import CLAIM, COMMIT, HISTORY, LOOK, READ, REQUESTS, Script
 from dgents.backends.redis_url import RedisPlace
 from dgents.backends.redis_watch import Subscriber
-from dgents.runtime.contract import Resources, Write
+from dgents.runtime.contract import Record, Request, Resources, Write
 from dgents.runtime.errors import DgentError, StorageError, UnsupportedOperationError
 
 _KEYS_A_READ = 200
@@ -65,7 +65,7 @@ class RedisStore:
         # In parts, the server works beside us; a confirmation may take a second, and is asked for once for all.
         self.most_writes = None if self._confirm else _WRITES_A_COMMIT
         self._reads: Batcher[RedisKeys, bytes | None] = Batcher(self._read_together)
-        self._claims: Batcher[Command, Any] = Batcher(self._claim_together)
+        self._claims: Batcher[tuple[RedisKeys, Command], bytes | None] = Batcher(self._claim_together)
         self._commands: Batcher[Command, Any] = Batcher(self._execute_together)
 
     @classmethod
@@ -111,7 +111,9 @@ class RedisStore:
         """Return the value of a state once it is as durable as this store makes its writes."""
         value, *confirmations = await self._run([("GET", keys.state), *self._confirm])
         self._check(confirmations)
-        found: bytes | None = self._value(value, keys)
+        found = self._state(value, keys)
+        if isinstance(found, Exception):
+            raise found
         return found
 
     async def claim(self, keys: RedisKeys, mark: int, expected: bytes = b"*", life: float = 0) -> bytes | None:
@@ -120,16 +122,19 @@ class RedisStore:
         Args:
             life: for how many seconds an absent state is kept when nothing is saved; 0: for ever.
         """
-        call = (1, keys.state, mark.to_bytes(8, "big"), blank(mark), expected, int(life * 1000))
-        value: bytes | None = self._value(await self._claims.submit(call), keys)
-        return value
+        parts = (3, keys.state, keys.history, keys.requests)
+        call = (*parts, mark.to_bytes(8, "big"), blank(mark), expected, int(life * 1000))
+        return await self._claims.submit((keys, call))
 
-    async def history(self, keys: RedisKeys, count: int) -> tuple[bytes | None, list[Any]]:
-        """Return a state and its newest ``count`` history entries, newest first, as of one moment."""
-        call = (2, keys.state, keys.history, count)
-        replies, _ = await self._resources.run_asyncio(call_script, self.client, HISTORY, [call])
-        value, entries = self._value(replies[0], keys)
-        return value, entries
+    async def history(self, keys: RedisKeys, count: int) -> list[Record]:
+        """Return the newest ``count`` versions of a state that are kept, oldest first."""
+        call = (3, keys.state, keys.history, keys.requests, count)
+        value, entries = await self._ask_script(HISTORY, keys, call)
+        return decode_all(keys.name, value, entries, count)[-count:]
+
+    async def requests(self, keys: RedisKeys) -> list[Request]:
+        """Return the remembered request ids of a state, oldest first."""
+        return decode_requests(keys.name, *await self._ask_script(REQUESTS, keys, (2, keys.state, keys.requests)))
 
     async def ask(self, keys: RedisKeys, *command: Any) -> Any:
         """Return the raw reply to one command about a state.
@@ -179,8 +184,16 @@ class RedisStore:
         self._check(confirmations)
         return replies
 
-    async def _claim_together(self, calls: list[Command]) -> list[Any]:
-        return await self._call(CLAIM, calls)
+    async def _ask_script(self, script: Script, keys: RedisKeys, call: Command) -> Any:
+        replies, _ = await self._resources.run_asyncio(call_script, self.client, script, [call])
+        reply = self._value(replies[0], keys)
+        if not isinstance(reply, list) or len(reply) != 2:
+            raise nonsense(self.client.place, "rolled_back")
+        return reply
+
+    async def _claim_together(self, claims: list[tuple[RedisKeys, Command]]) -> list[bytes | Exception | None]:
+        replies = await self._call(CLAIM, [call for _, call in claims])
+        return [self._state(reply, keys) for reply, (keys, _) in zip(replies, claims, strict=True)]
 
     async def _run(self, commands: Sequence[Command]) -> list[Any]:
         return await self._resources.run_asyncio(self.client.run, commands)
@@ -201,11 +214,15 @@ class RedisStore:
 
     async def _read_together(self, keys: list[RedisKeys]) -> list[bytes | Exception | None]:
         values = await self._resources.run_asyncio(_read_all, self.client, keys)
-        place = self.client.place
-        return [
-            refused_value(value, own.name, place) if isinstance(value, Exception) else value
-            for own, value in zip(keys, values, strict=True)
-        ]
+        return [self._state(value, own) for own, value in zip(keys, values, strict=True)]
+
+    def _state(self, reply: Any, keys: RedisKeys) -> bytes | Exception | None:
+        """Return what a reply that is to be the value of a state says, or the error that it is."""
+        if reply is None or isinstance(reply, bytes):
+            return reply
+        if isinstance(reply, Exception):
+            return refused_value(reply, keys.name, self.client.place)
+        return nonsense(self.client.place, "rolled_back")
 
     async def _execute_together(self, commands: list[Command]) -> list[Any]:
         replies = await self._resources.run_asyncio(_execute_all, self.client, commands)
@@ -225,13 +242,24 @@ class RedisStore:
 async def _connect(place: RedisPlace) -> tuple[Client, ServerFacts]:
     client = connect(place)
     try:
-        return client, ServerFacts.read([await client.execute(command) for command in ASK])
+        return client, ServerFacts.read(await client.ask(ASK))
     except BaseException:
         await client.close()
         raise
 
 
 async def _read_all(client: Client, keys: Sequence[RedisKeys]) -> list[Any]:
+    values = await _read_again(client, keys)
+    absent = [i for i, value in enumerate(values) if value is None]
+    if absent:  # is it the whole state that is not there, or a part of it?
+        calls = [(3, keys[i].state, keys[i].history, keys[i].requests) for i in absent]
+        replies, _ = await call_script(client, LOOK, calls)
+        for i, reply in zip(absent, replies, strict=True):
+            values[i] = reply
+    return values
+
+
+async def _read_again(client: Client, keys: Sequence[RedisKeys]) -> list[Any]:
     try:
         return await _read_once(client, keys)
     except StorageError as error:

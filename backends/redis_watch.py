@@ -37,7 +37,8 @@ class Subscriber:
         self._resources = resources
         self._loop = running_loop()
         self._listeners: dict[bytes, list[Listener]] = {}
-        self._confirmed: dict[bytes, asyncio.Event] = {}
+        self._confirmed: dict[bytes, asyncio.Future[StorageError | None]] = {}
+        self._failure: StorageError | None = None  # of the last attempt to listen
         self._task: asyncio.Task[None] | None = None
         self._pubsub: Any = None
 
@@ -55,8 +56,8 @@ class Subscriber:
     async def close(self) -> None:
         """Stop listening; called on the asyncio loop."""
         self._listeners.clear()
-        for confirmed in self._confirmed.values():
-            confirmed.set()  # whoever still waits is not to wait for a subscription that nobody wants
+        for channel in list(self._confirmed):
+            self._settle(channel, None)  # whoever waits is not to wait for a subscription that nobody wants
         self._confirmed.clear()
         task, self._task = self._task, None
         if task is not None:
@@ -68,18 +69,19 @@ class Subscriber:
         self._listeners.setdefault(channel, []).append(listener)
         confirmed = self._confirmed.get(channel)
         if confirmed is None:
-            confirmed = self._confirmed[channel] = asyncio.Event()
+            confirmed = self._confirmed[channel] = asyncio.get_running_loop().create_future()
             if self._task is None:
                 self._task = asyncio.create_task(self._listen_for_ever())
             elif self._pubsub is not None:
                 with suppress(*FAILURES):  # then the listening task fails too, and subscribes anew
                     await self._pubsub.subscribe(channel)
-        try:
-            async with asyncio.timeout(2 * self._client.timeout):
-                await confirmed.wait()
-        except TimeoutError as error:
+        limit = 2 * self._client.timeout
+        done, _ = await asyncio.wait([confirmed], timeout=limit)
+        late = self._failure or translate(TimeoutError(), self._client.place, outcome="rolled_back", waited=limit)
+        failure = confirmed.result() if done else late
+        if failure is not None:
             await self._remove(channel, listener)
-            raise translate(error, self._client.place, outcome="rolled_back", waited=2 * self._client.timeout) from None
+            raise failure
 
     async def _remove(self, channel: bytes, listener: Listener) -> None:
         listeners = self._listeners.get(channel, [])
@@ -88,7 +90,8 @@ class Subscriber:
         if listeners or channel not in self._listeners:
             return
         del self._listeners[channel]
-        self._confirmed.pop(channel).set()  # whoever still waits for it
+        self._settle(channel, None)  # whoever still waits for it
+        del self._confirmed[channel]
         if not self._listeners:
             await self.close()
         elif self._pubsub is not None:
@@ -102,7 +105,7 @@ class Subscriber:
             try:
                 await self._listen()
             except (*FAILURES, StorageError) as error:
-                self._report(error)
+                self._fail(error)
             if asyncio.get_running_loop().time() - started > _LONGEST_PAUSE:
                 pause = _FIRST_PAUSE
             await asyncio.sleep(pause)
@@ -137,11 +140,21 @@ class Subscriber:
         if kind not in ("message", "subscribe"):
             return
         if kind == "subscribe" and channel in self._confirmed:
-            self._confirmed[channel].set()
+            self._failure = None
+            self._settle(channel, None)
         for listener in self._listeners.get(channel, ()):
             self._loop.call_threadsafe(listener, message["data"] if kind == "message" else None)
 
-    def _report(self, error: Exception) -> None:
-        text = self._client.place.scrub(str(error))
-        message = f"the subscription to {self._client.place.safe} was lost: {text}; watchers read again"
+    def _settle(self, channel: bytes, failure: StorageError | None) -> None:
+        """Tell those who wait for a channel that it is confirmed, or that it never will be."""
+        if not self._confirmed[channel].done():
+            self._confirmed[channel].set_result(failure)
+
+    def _fail(self, error: Exception) -> None:
+        place = self._client.place
+        failure = error if isinstance(error, StorageError) else translate(error, place, outcome="rolled_back")
+        self._failure = failure
+        for channel in self._confirmed if not failure.retryable else ():
+            self._settle(channel, failure)
+        message = f"the subscription to {place.safe} was lost: {failure.message}; watchers read again"
         self._loop.call_threadsafe(lambda: self._resources.emit("warning", None, message=message))

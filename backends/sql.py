@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, get_args
 from dgents.backends.sql_ref import SQLRef
 from dgents.backends.sqlite import SqliteBackend, sqlite_store
 from dgents.backends.sqlite_tables import check_table_name, states_table
+from dgents.backends.url import is_half_a_url, scheme_of
 from dgents.runtime.arguments import check_choice, check_history, check_key, check_path
 from dgents.runtime.contract import Backend, Ownership, Resources
 from dgents.runtime.errors import UnsupportedOperationError
@@ -68,7 +69,7 @@ class SQLAgent(Generic[S]):
         if self.key is not None:
             check_key("key", self.key)
         if is_postgres(self.db_uri):
-            _check_postgres(self.db_uri, self.table)
+            check_postgres(self.db_uri, self.table)
         else:
             check_table_name(self.table)
             sqlite_path(self.db_uri)
@@ -129,7 +130,7 @@ def needs_psycopg(error: ImportError, actor: str | None = None) -> UnsupportedOp
     return wrapped
 
 
-def _check_postgres(db_uri: str, table: str) -> None:
+def check_postgres(db_uri: str, table: str) -> None:
     """Check what can be checked without a connection, if its optional driver is there."""
     try:
         from dgents.backends.postgres_place import parse_postgres_url, parse_table_name
@@ -151,7 +152,7 @@ def sql_ledger(db_uri: str, key: str) -> Ledger:
             async with postgres_store(db_uri, resources) as postgres:
                 return await postgres.has_table(REMINDERS)
         path = sqlite_path(db_uri)
-        if not os.path.exists(path):  # noqa: ASYNC240 (a microsecond, where a thread costs a hundred)
+        if not os.path.exists(path):
             return False  # to look must not make it
         async with sqlite_store(path, resources) as sqlite:
             return await sqlite.has_table(REMINDERS)
@@ -166,11 +167,11 @@ def sqlite_path(db_uri: str) -> str:
         ValueError: it names no file, or another kind of database.
     """
     path = db_uri.removeprefix(_SQLITE)
-    scheme, colon, _ = path.partition("://")
-    if colon or path.startswith("file:"):
-        kind = scheme if colon else "file:"
+    if "://" in path or path.startswith("file:") or is_half_a_url(path):
+        kind = scheme_of(path)
         raise ValueError(
-            f"db_uri of the kind {kind!r}: use a path, sqlite:///PATH or postgresql://; redis:// is a RedisAgent's"
+            f"db_uri is a URL of {f'the kind {kind!r}' if kind else 'no kind that is known'}: "
+            "use a path, sqlite:///PATH or postgresql://; redis:// is a RedisAgent's"
         )
     if path in ("", ":memory:"):
         raise ValueError("db_uri names no file: a state in memory is a VolatileAgent's")

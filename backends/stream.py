@@ -16,11 +16,13 @@ from dgents.backends.event_log_memory import MemoryLog
 from dgents.backends.event_log_sqlite import SqliteLog
 from dgents.backends.file import file_ledger
 from dgents.backends.files import safe_name
-from dgents.backends.sql import needs_psycopg, sql_ledger, sqlite_path
+from dgents.backends.redis_url import parse_redis_url
+from dgents.backends.sql import check_postgres, needs_psycopg, sql_ledger, sqlite_path
 from dgents.backends.sqlite_tables import check_table_name
 from dgents.backends.stream_backend import Plan, StreamBackend
 from dgents.backends.stream_cell import StreamCell
 from dgents.backends.stream_ref import StreamRef
+from dgents.backends.url import is_half_a_url
 from dgents.runtime.arguments import check_count, check_key, check_path
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Resources
@@ -118,8 +120,7 @@ class StreamAgent(Generic[E, S]):
         if log is not None and not isinstance(log, list):
             log = check_path("event_log", log)
             object.__setattr__(self, "event_log", log)
-            if "://" in log and not log.startswith((*_POSTGRES, *_REDIS)):
-                sqlite_path(log)
+            _check_place(log, self.table)
         if self.schema is None and not self.local and field_names(type(self.initial)) is not None:
             object.__setattr__(self, "schema", type(self.initial))
         object.__setattr__(self, "initial", own_copy(self.initial))
@@ -192,3 +193,19 @@ class StreamAgent(Generic[E, S]):
 
             return RedisLog(uri, key, name, seal, resources)
         return JournalLog(Path(os.path.abspath(uri)) / safe_name(key), name, seal, resources)
+
+
+def _check_place(log: str, table: str) -> None:
+    """Check what can be checked of the place of a log without opening it.
+
+    Raises:
+        ValueError: it can't be right. Nothing of it is in the message.
+    """
+    if log.startswith(_REDIS):
+        parse_redis_url(log)
+    elif log.startswith(_POSTGRES):
+        check_postgres(log, table)
+    elif "://" in log or is_half_a_url(log):
+        sqlite_path(log)
+    elif not log or "\0" in log:
+        raise ValueError("event_log names no directory: it is empty, or has a NUL in it")

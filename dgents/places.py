@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from dgents.backends.url import is_half_a_url, scheme_of
 from dgents.runtime.errors import UnsupportedOperationError
 from dgents.stores import Store
 
@@ -59,6 +60,8 @@ def locate(uri: str) -> Place:
     scheme, colon, rest = uri.partition(":")
     if colon and rest.startswith("//"):
         return _locate_url(scheme, uri)
+    if is_half_a_url(uri):
+        raise ValueError("a URL of a server has two slashes after its scheme: postgresql://HOST/DATABASE, redis://HOST")
     if not uri or "\0" in uri:
         raise ValueError("an empty path names nothing")
     path = Path(uri)
@@ -140,7 +143,8 @@ def _locate_url(scheme: str, uri: str) -> Place:
         from dgents.backends.redis_url import parse_redis_url
 
         return Place("redis", uri, parse_redis_url(uri).safe)
-    raise ValueError(f"{scheme[:20]!r} names no kind of store: use a path, sqlite:///, postgresql:// or redis://")
+    kind = repr(scheme_of(uri)) if scheme_of(uri) else "this URL"
+    raise ValueError(f"{kind} names no kind of store: use a path, sqlite:///, postgresql:// or redis://")
 
 
 def _safe_postgres(uri: str) -> str:

@@ -11,13 +11,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from dgents.backends.redis import REMINDERS_KEY
 from dgents.backends.redis_client import Client
-from dgents.backends.redis_commit import refused_value
 from dgents.backends.redis_connect import connect
-from dgents.backends.redis_fence import decode_request
 from dgents.backends.redis_inspect import RedisInspector
-from dgents.backends.redis_keys import RedisKeys
 from dgents.backends.redis_url import parse_redis_url
-from dgents.runtime.contract import Request
 from dgents.runtime.errors import StateCorruptionError
 from dgents.stores import Entry, Other, Stored, entry
 
@@ -70,16 +66,10 @@ class RedisStates:
 
     def _read(self, key: str) -> Stored:
         records = self._call(partial(self._inspector.records, key))
-        return Stored(None, key, records, self._call(partial(self._requests, key)) if records else [])
+        return Stored(None, key, records, self._call(partial(self._inspector.requests, key)) if records else [])
 
     async def _keys(self) -> list[str]:
         return sorted([key async for key in self._inspector.all_keys()])
-
-    async def _requests(self, key: str) -> list[Request]:
-        (reply,) = await self._client.run([("LRANGE", RedisKeys(key).requests, 0, -1)])
-        if isinstance(reply, Exception):
-            raise refused_value(reply, key, self._client.place)
-        return [decode_request(data) for data in reply]
 
     def _call(self, fn: Callable[[], Awaitable[T]]) -> T:
         return self._portal.call(fn)

@@ -171,6 +171,11 @@ class StoredTurns(Freshness):
         await self.flush()
         return await self.reading(getattr(self.backend, operation)(*args))
 
+    async def command(self, *args: Any) -> Any:
+        """Run a command of the user's, once: whether it can be repeated is for its sender to say."""
+        await self.flush()
+        return await cast(Any, self.backend).execute(*args)
+
     async def remembered(self) -> dict[str, Request]:
         """Return the request ids that were applied, oldest first."""
         if self.requests is None:

@@ -14,6 +14,7 @@ import pytest
 
 from dgents.backends.redis import RedisBackend
 from dgents.backends.redis_keys import RedisKeys
+from dgents.backends.redis_scripts import COMMIT
 from dgents.runtime.contract import Request, Write
 from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError, VersionConflictError
 from tests.redis_kit import commit, opened, record, write
@@ -38,6 +39,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 def server(running: RedisServer) -> Iterator[RedisServer]:
     with running.client() as client:
         client.flushall()
+        client.script_load(COMMIT.source)  # or what is cut would be the question for it, before anything is written
         yield running
         client.config_set("maxmemory", 0)
         client.replicaof("NO", "ONE")
