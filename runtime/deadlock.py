@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dgents.runtime.timetable import Appointment
 
 _LOOK_EVERY = 0.25  # seconds
-_WARN_AFTER = 5.0  # seconds
+_WARN_AT = 20  # looks
 
 
 class TurnInProgress:
@@ -134,12 +134,12 @@ class Wait:
         circle = self.circle()
         if circle and self.holds_up:
             circle[-1].refuse(_deadlock(circle))
-        elif circle and self._looks * _LOOK_EVERY == _WARN_AFTER:
+        elif circle and self._looks == _WARN_AT:
             self.cell.runtime.emit(
                 "warning",
                 self.cell.name,
                 message=f"a task that was started in the turn of {self.turn.cell.name!r} has waited "
-                f"{_WARN_AFTER:.0f} s for it to end; if the turn waits for what this task does, neither goes on",
+                f"{_WARN_AT * _LOOK_EVERY:.0f} s for it to end; if the turn waits for this task, neither goes on",
             )
         self._look_again = self.cell.runtime.timetable.call_later(_LOOK_EVERY, self._look)
 

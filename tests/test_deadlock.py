@@ -324,7 +324,6 @@ async def test_a_task_group_that_a_turn_cancels_before_its_end_is_no_deadlock(rt
 
 async def test_what_can_not_be_told_is_a_warning(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgents.runtime.deadlock._LOOK_EVERY", 0.01)
-    monkeypatch.setattr("dgents.runtime.deadlock._WARN_AFTER", 0.02)
     warned = anyio.Event()
 
     def note(event: Any) -> None:
