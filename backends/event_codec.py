@@ -32,6 +32,7 @@ class StoredEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
         payload: the encoded event.
         link: with a chain, the hash of this event and all before it.
         request: the id of the request that appended it.
+        signature: with a key, in a directory, of the newest event of a commit.
     """
 
     version: int
@@ -42,6 +43,7 @@ class StoredEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
     payload: msgspec.Raw
     link: bytes | None = None
     request: str | None = None
+    signature: bytes | None = None
 
 
 class Packed(NamedTuple):

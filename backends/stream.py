@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from dgents.backends.chain import Seal
 from dgents.backends.event_codec import EventCodec, Upcasters
 from dgents.backends.event_log import EventLog
 from dgents.backends.event_log_journal import JournalLog
@@ -16,6 +15,7 @@ from dgents.backends.event_log_memory import MemoryLog
 from dgents.backends.event_log_sqlite import SqliteLog
 from dgents.backends.file import file_ledger
 from dgents.backends.files import safe_name
+from dgents.backends.seal import Seal
 from dgents.backends.sql import needs_psycopg, sql_ledger, sqlite_path
 from dgents.backends.sqlite_tables import check_table_name
 from dgents.backends.stream_backend import Plan, StreamBackend

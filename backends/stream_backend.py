@@ -5,6 +5,7 @@ Invariants:
 1. What is replayed begins at a snapshot that the present fold and schema made, or at the floor, or at the initial
    state; a snapshot of another fold or schema is set aside, and that is said in an event.
 2. Replays run in worker threads, a chunk at a time, on a state of their own.
+3. Nothing is built on a log that has lost an event which something else knows of: `stream_checks`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,16 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import anyio
 import anyio.to_thread
 
-from dgents.backends.chain import GENESIS, Links, Seal, broken, check_head
+from dgents.backends.chain import GENESIS, LEFT_AS_IT_IS, Links, broken
 from dgents.backends.event_codec import EventCodec, StoredEvent
-from dgents.backends.event_log import Chunks, EventLog, LogState, StateSnapshot
+from dgents.backends.event_log import Chunks, EventLog, LogState, StateSnapshot, check_signature
 from dgents.backends.replay import cannot_fold, fingerprint, fold_all
+from dgents.backends.seal import Seal
+from dgents.backends.stream_checks import begins_chain, check_chain, check_length, check_snapshot, link_at_end
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Store, Write
-from dgents.runtime.errors import (
-    StateCorruptionError,
-    StateError,
-    StateNotFoundError,
-    UnsupportedOperationError,
-)
+from dgents.runtime.errors import StateCorruptionError, StateError, StateNotFoundError
+from dgents.runtime.roundtrip import find_difference
 from dgents.runtime.turns import MISSING, Form
 
 S = TypeVar("S")
@@ -64,6 +63,7 @@ class StreamBackend(Generic[S]):
         point: the newest state, once open; the actor takes it over.
         stored: the event of the newest snapshot.
         chained: whether events are linked by their hashes.
+        acknowledged: the newest event that this process knows to be durable.
     """
 
     ownership: Ownership = "exclusive"
@@ -80,6 +80,7 @@ class StreamBackend(Generic[S]):
         self.floor: StateSnapshot | None = None
         self.latest: StateSnapshot | None = None
         self.point: Point | None = None
+        self.acknowledged = 0
         self._seal = seal
         self._resources = resources
         self._initial = plan.codec.encode(plan.initial)
@@ -108,8 +109,12 @@ class StreamBackend(Generic[S]):
             StateSerializationError: an event, or the state in front of the first one, fits no class or schema.
             StorageError: the log can't be reached or refuses.
         """
-        found = await self.inner.open()
         try:
+            found = await self.inner.open(self.acknowledged)
+            check_length(self.actor, found, self.acknowledged)
+            for snapshot in (found.floor, found.latest):
+                if snapshot is not None:
+                    check_signature(snapshot, self._seal)
             self.floor = found.floor
             self.latest = self._trusted(found.latest, found.version)
             self._check_floor()
@@ -120,9 +125,10 @@ class StreamBackend(Generic[S]):
             with anyio.CancelScope(shield=True):
                 await self.inner.close()
             if isinstance(error, StateError):
-                _name(error, self.actor)
+                self._name(error)
             raise
         self.point = point
+        self.acknowledged = found.version
         epoch = last.epoch if last is not None else point.epoch
         record = Record(point.version, epoch, point.saved_at, b"", self.plan.codec.version) if point.version else None
         return Opened(record, found.epoch)
@@ -184,16 +190,24 @@ class StreamBackend(Generic[S]):
     async def verify(self, version: int, link: bytes | None) -> int:
         """Read all events up to ``version``, check them and their links up to ``link``, and return how many they are.
 
+        They are folded, too, up to the newest snapshot.
+
         Raises:
-            StateCorruptionError: ``event`` is the first one that is not what was appended.
+            StateCorruptionError: ``event`` is the first one that is not what was appended; None: the snapshot is not
+                what they make.
         """
         floor = self.floor
         links = Links(self.actor, self.oldest, (floor.link if floor is not None else None) or GENESIS)
         at = self.oldest
+        latest = self.latest
+        kept = latest.version if latest is not None else 0
+        state = self._start(at).state if kept > at else None
         try:
             async for chunk in self.inner.chunks(at, version):
                 if self.chained:
                     await anyio.to_thread.run_sync(links.follow, chunk)
+                if at < kept:
+                    state = await self._fold(state, chunk[: kept - at])
                 at = chunk[-1].version
         except StateCorruptionError as error:
             if error.event is None:
@@ -206,6 +220,8 @@ class StreamBackend(Generic[S]):
             )
         if self.chained and links.link != link:
             raise broken(self.actor, version, "it is not the one that was appended last")
+        if latest is not None and self.oldest < kept <= version:
+            await anyio.to_thread.run_sync(self._compare, latest, state)
         return version - self.oldest
 
     # Snapshots
@@ -276,42 +292,17 @@ class StreamBackend(Generic[S]):
 
     async def _join_chain(self, found: LogState) -> None:
         """Go on with the chain that the log has, or begin one."""
-        last = found.last
-        newest = last.link if last is not None else (found.floor.link if found.floor is not None else None)
-        if newest is None and found.version and (self.plan.chain or found.head is not None):
-            raise UnsupportedOperationError(
-                f"chain=True: {self.actor!r} has {found.version} events that are not in a chain",
-                actor=self.actor,
-                hint="append them to a new log with chain=True, or leave it out",
-            )
-        self.chained = self.plan.chain or newest is not None
+        self.chained = begins_chain(self.actor, found, self.plan.chain)
         if self.inner.store is None or not self.chained:
             return
-        if found.head is None and not found.version:
+        if found.heads is None and not found.version:
             await self.inner.seal(self._seal.make(0, GENESIS, 0, GENESIS))
             return
-        if found.head is None:
-            raise StateCorruptionError(
-                f"the head of the stream {self.actor!r} is missing, so events may have been cut off after event "
-                f"{found.version}",
-                actor=self.actor,
-                event=found.version + 1,
-                hint="the log was left as it is; compare it with a copy",
-            )
-        head = self._seal.read(found.head)
-        floor_link = (found.floor.link if found.floor is not None else None) or GENESIS
-        # A head of a higher floor: a crash came between it and the floor, and the events are still there.
-        if head.floor < self.oldest or (head.floor == self.oldest and head.floor_link != floor_link):
-            raise StateCorruptionError(
-                f"the floor of the stream {self.actor!r} is not the one that its head names (event {head.floor})",
-                actor=self.actor,
-                event=head.floor + 1,
-                hint="the log was left as it is; compare it with a copy",
-            )
         try:
-            check_head(self.actor, head, found.version, newest or GENESIS)
+            await check_chain(self.actor, found, self._seal, self.inner.chunks)
         except StateCorruptionError:
-            await self.verify(found.version, newest)  # it may tell of an earlier event: a removed one, for example
+            # It may tell of an earlier event: a removed one, for example.
+            await self.verify(found.version, link_at_end(found) or GENESIS)
             raise
 
     def _start(self, version: int, until: float | None = None) -> Point:
@@ -339,22 +330,60 @@ class StreamBackend(Generic[S]):
     async def _replay(self, point: Point, version: int, until: float | None = None, *, opening: bool = False) -> Point:
         """Return the state after event ``version``, from an earlier one that it may change."""
         state, last = point.state, None
-        fold, events = self.plan.fold, self.plan.events
-        met: list[Request] = []
-        async for chunk in self.inner.chunks(point.version, version):
+        chunks = self._read_anew(point, version) if opening else self.inner.chunks(point.version, version)
+        async for chunk in chunks:
             if until is not None and chunk[-1].saved_at > until:
                 chunk = [stored for stored in chunk if stored.saved_at <= until]
                 version = chunk[-1].version if chunk else 0
-            met += [Request(stored.request, stored.version) for stored in chunk if stored.request is not None]
-            state = await anyio.to_thread.run_sync(fold_all, fold, state, chunk, events, self.actor)
+            state = await self._fold(state, chunk)
             last = chunk[-1] if chunk else last
             if last is None or last.version >= version:
                 break
-        if opening:
-            self.inner.remember(met)
         if last is None:
             return point._replace(state=state)
         return Point(state, last.version, last.epoch, last.saved_at, last.link)
+
+    def _read_anew(self, point: Point, version: int) -> Chunks:
+        """Return the events after ``point`` of a log that was just opened: checked, and asked for their request ids."""
+        after = point.version
+        snapshot = self.latest if after > self.oldest else None
+        # The event that the snapshot is of is read, too: it tells whether the two belong together.
+        chunks = self.inner.chunks(after - 1 if snapshot is not None else after, version)
+        links = Links(self.actor, after, point.link or GENESIS) if self.chained else None
+
+        async def step() -> Sequence[StoredEvent] | None:
+            nonlocal snapshot
+            chunk = await anext(chunks, None)
+            if chunk is not None and snapshot is not None:
+                check_snapshot(self.actor, snapshot, chunk[0])
+                snapshot = None
+                chunk = chunk[1:] or await anext(chunks, None)
+            if chunk is None:
+                return None
+            self.inner.remember([Request(it.request, it.version) for it in chunk if it.request is not None])
+            if links is not None:
+                await anyio.to_thread.run_sync(links.follow, chunk)
+            return chunk
+
+        return Chunks(step)
+
+    async def _fold(self, state: Any, chunk: Sequence[StoredEvent]) -> Any:
+        return await anyio.to_thread.run_sync(fold_all, self.plan.fold, state, chunk, self.plan.events, self.actor)
+
+    def _compare(self, snapshot: StateSnapshot, state: Any) -> None:
+        """Check that a snapshot is what the events before it make."""
+        codec = self.plan.codec
+        if codec.encode(state) == snapshot.state:
+            return
+        difference = find_difference(codec.decode(snapshot.state, snapshot.schema), state)
+        if difference is not None:
+            path, what = difference
+            raise StateCorruptionError(
+                f"the snapshot after event {snapshot.version} of the stream {self.actor!r} is not what its events "
+                f"make: {path}: {what}",
+                actor=self.actor,
+                hint=f"{LEFT_AS_IT_IS}, or raise the schema's version if the fold calls what has changed",
+            )
 
     def _note_states(self, state: Any, chunk: Sequence[StoredEvent], forms: list[Form]) -> Any:
         fold, events, codec = self.plan.fold, self.plan.events, self.plan.codec
@@ -371,9 +400,12 @@ class StreamBackend(Generic[S]):
             forms.append(form)
         return state
 
-
-def _name(error: StateError, actor: str) -> None:
-    """Name the stream in an error of a codec."""
-    if error.actor is None:
-        error.actor = actor
-        error.message = f"{actor!r}: {error.message}"
+    def _name(self, error: StateError) -> None:
+        """Say of which stream an error tells, and where that is."""
+        if error.actor is None:
+            error.actor = self.actor
+            if repr(self.actor) not in error.message:
+                error.message = f"{self.actor!r}: {error.message}"
+        error.key = error.key or self.key
+        if isinstance(error, StateCorruptionError) and error.path is None:
+            error.path = self.inner.place

@@ -225,6 +225,12 @@ class StreamCell(Cell):
         self.base = (self.value, self.data)
         self.tail = []
 
+    def settle(self, staged: Staged, refusal: DgentError | None) -> None:
+        """Take note of what became of a commit."""
+        if refusal is None:
+            self.stream.acknowledged = staged.last
+        super().settle(staged, refusal)
+
     # Snapshots
 
     def _snapshot_if_due(self) -> None:
