@@ -18,11 +18,14 @@ from dgents.backends.files import safe_name
 from dgents.backends.seal import Seal
 from dgents.backends.sql import needs_psycopg, sql_ledger, sqlite_path
 from dgents.backends.sqlite_tables import check_table_name
-from dgents.backends.stream_backend import Plan, StreamBackend
+from dgents.backends.stream_backend import StreamBackend
 from dgents.backends.stream_cell import StreamCell
 from dgents.backends.stream_ref import StreamRef
+from dgents.backends.stream_replays import Plan
+from dgents.runtime.arguments import check_number
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Resources
+from dgents.runtime.errors import StateError
 from dgents.runtime.migrations import Migration
 from dgents.runtime.reminders import Ledger
 from dgents.runtime.shapes import field_names
@@ -43,7 +46,7 @@ class StreamAgent(Generic[E, S]):
         fold: ``fold(state, event)`` returns the next state; it may change ``state`` in place and return it. A plain
             function of its two arguments: it is called again when the log is read, in a worker thread. What it raises
             refuses the event.
-        initial: the state before the first event. Each actor begins with a copy.
+        initial: the state before the first event, as it is now. Each actor begins with a copy.
         event_log: where the events are kept. None: in memory. A list: in memory; it begins with these, and a copy of
             each new one is added to it. A directory, for a folder of each stream in it. ``sqlite:///PATH``: a database,
             in ``table``. ``postgresql://...``: the same.
@@ -62,6 +65,7 @@ class StreamAgent(Generic[E, S]):
 
     Raises:
         ValueError, TypeError: an argument can't be right; nothing was opened.
+        StateSerializationError (a TypeError): ``initial`` can't be stored.
 
     Example:
         >>> StreamAgent(lambda total, event: total + event, 0).snapshot_every
@@ -95,10 +99,17 @@ class StreamAgent(Generic[E, S]):
     def __post_init__(self) -> None:
         if not callable(self.fold):
             raise TypeError(f"fold is {type(self.fold).__name__}; give a function of the state and an event")
-        if isinstance(self.events, type):
-            raise TypeError(f"events is the class {self.events.__name__}; give a list of classes")
+        _check_classes(self.events)
+        for name in ("snapshot_every", "max_event_bytes"):
+            check_number("StreamAgent", name, getattr(self, name))
         if self.snapshot_every < 1:
             raise ValueError(f"snapshot_every is {self.snapshot_every}; give a number of events, 1 or more")
+        if not isinstance(self.chain, bool):
+            raise TypeError(f"chain is {self.chain!r}; give True or False")
+        if self.key is not None and (not isinstance(self.key, str) or not self.key):
+            raise ValueError(
+                f"key is {self.key!r}; give the name of the stream in its log, or None for the actor's name"
+            )
         if not 1 <= self.max_event_bytes <= _MAX_EVENT_BYTES:
             raise ValueError(f"max_event_bytes is {self.max_event_bytes}; give bytes, from 1 to {_MAX_EVENT_BYTES:,}")
         if self.signing_key is not None:
@@ -109,36 +120,40 @@ class StreamAgent(Generic[E, S]):
             if not isinstance(self.signing_key, bytes) or len(self.signing_key) != 32:
                 raise ValueError("signing_key is an ed25519 private key of 32 bytes")
         check_table_name(self.table)
-        log = self.event_log
-        if log is not None and not isinstance(log, list):
-            log = os.fspath(log)
-            object.__setattr__(self, "event_log", log)
-            if not log or "\0" in log:
-                raise ValueError(f"event_log {log!r} names no directory")
-            if "://" in log and not log.startswith((*_POSTGRES, *_REDIS)):
-                sqlite_path(log)
+        if self.event_log is not None and not isinstance(self.event_log, list):
+            object.__setattr__(self, "event_log", _check_place(self.event_log))
         if self.schema is None and not self.local and field_names(type(self.initial)) is not None:
             object.__setattr__(self, "schema", type(self.initial))
-        self.codecs()
+        self.plan()
 
     @property
     def local(self) -> bool:
         """Whether nothing leaves this process: any class may then be kept without naming it."""
         return self.event_log is None or isinstance(self.event_log, list)
 
-    def codecs(self) -> tuple[Codec[S], EventCodec[E]]:
-        """Return what encodes the states and the events: the same ones for all actors of this agent."""
-        made: tuple[Codec[S], EventCodec[E]] | None = self.__dict__.get("_codecs")
+    def plan(self) -> Plan:
+        """Return what all actors of this agent have in common: among it what encodes the states and the events.
+
+        Raises:
+            StateSerializationError: ``initial`` can't be stored.
+        """
+        made: Plan | None = self.__dict__.get("_plan")
         if made is None:
             events: EventCodec[E] = EventCodec(
                 self.events or (), self.upcasters, local=self.local, max_bytes=self.max_event_bytes
             )
-            made = Codec(self.schema, migrations=self.migrations, local=self.local), events
-            object.__setattr__(self, "_codecs", made)
+            codec: Codec[S] = Codec(self.schema, migrations=self.migrations, local=self.local)
+            try:
+                initial = codec.encode(self.initial)
+            except StateError as error:
+                error.message = error.message.replace("the state", "initial", 1)
+                raise
+            made = Plan(self.fold, initial, codec, events, self.chain)
+            object.__setattr__(self, "_plan", made)
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_codecs"}
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -161,14 +176,12 @@ class StreamAgent(Generic[E, S]):
         """Make the backend of the actor ``name``; no I/O happens before `Backend.open`.
 
         Raises:
-            StateSerializationError: ``initial`` can't be stored.
             UnsupportedOperationError: a library for its log or its signatures is not installed.
         """
         key = self.key if self.key is not None else name
-        codec, events = self.codecs()
+        plan = self.plan()
         seal = Seal(key, name, self.signing_key)
-        plan = Plan(self.fold, self.initial, codec, events, self.chain)
-        return StreamBackend(key, name, self._log(key, name, events, seal, resources), plan, seal, resources)
+        return StreamBackend(key, name, self._log(key, name, plan.events, seal, resources), plan, seal, resources)
 
     def _log(self, key: str, name: str, events: EventCodec[E], seal: Seal, resources: Resources) -> EventLog:
         log = self.event_log
@@ -188,3 +201,41 @@ class StreamAgent(Generic[E, S]):
 
             return RedisLog(uri, key, name, seal, resources)
         return JournalLog(Path(os.path.abspath(uri)) / safe_name(key), name, seal, resources)
+
+
+def _check_classes(events: Any) -> None:
+    """Refuse what can't be the classes of events.
+
+    Raises:
+        TypeError: it is no list of classes.
+    """
+    if isinstance(events, type):
+        raise TypeError(f"events is the class {events.__name__}; give a list of classes")
+    if events is not None and not isinstance(events, Sequence):
+        raise TypeError(f"events is {events!r}; give a list of classes")
+    for cls in events or ():
+        if not isinstance(cls, type):
+            raise TypeError(f"events has {cls!r}, which is no class; an event is told from others by its class")
+
+
+def _check_place(log: Any) -> str:
+    """Return what names a log, as text.
+
+    Raises:
+        TypeError: it is neither a path nor a URL.
+        ValueError: it can't name one.
+    """
+    place = os.fspath(log) if isinstance(log, str | os.PathLike) else None
+    if not isinstance(place, str):
+        raise TypeError(f"event_log is a {type(log).__name__}; give a path, a URL, a list, or None")
+    if place.startswith((*_POSTGRES, *_REDIS)):
+        return place
+    if "://" in place:
+        sqlite_path(place)
+    try:
+        encoded = os.fsencode(place)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"event_log {place!r} is no path of this system: {error}") from error
+    if not encoded or b"\0" in encoded:
+        raise ValueError(f"event_log {place!r} names no directory")
+    return place
