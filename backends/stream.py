@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from dgents.backends.directory import check_directory
 from dgents.backends.event_codec import EventCodec, Upcasters
 from dgents.backends.event_log import EventLog
 from dgents.backends.event_log_journal import JournalLog
@@ -225,17 +226,8 @@ def _check_place(log: Any) -> str:
         TypeError: it is neither a path nor a URL.
         ValueError: it can't name one.
     """
-    place = os.fspath(log) if isinstance(log, str | os.PathLike) else None
-    if not isinstance(place, str):
-        raise TypeError(f"event_log is a {type(log).__name__}; give a path, a URL, a list, or None")
-    if place.startswith((*_POSTGRES, *_REDIS)):
-        return place
-    if "://" in place:
-        sqlite_path(place)
-    try:
-        encoded = os.fsencode(place)
-    except UnicodeEncodeError as error:
-        raise ValueError(f"event_log {place!r} is no path of this system: {error}") from error
-    if not encoded or b"\0" in encoded:
-        raise ValueError(f"event_log {place!r} names no directory")
-    return place
+    if isinstance(log, str) and log.startswith((*_POSTGRES, *_REDIS)):
+        return log
+    if isinstance(log, str) and "://" in log:
+        sqlite_path(log)
+    return check_directory("event_log", log)

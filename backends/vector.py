@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
+from dgents.backends.directory import check_directory
 from dgents.backends.vector_backend import Kind, VectorBackend
 from dgents.backends.vector_cell import VectorCell
 from dgents.backends.vector_ref import VectorRef
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dgents.backends.vector_input import Metric
 
 
+_MAX_DIMENSION = 2**31 - 1
 _METRICS = ("cosine", "ip", "l2")
 _INDEXES = ("flat", "hnsw", "ivf")
 
@@ -71,6 +73,8 @@ class VectorAgent(Generic[S]):
     def __post_init__(self) -> None:
         if isinstance(self.dimension, bool) or not isinstance(self.dimension, int) or self.dimension < 1:
             raise ValueError(f"dimension is {self.dimension!r}; give the length of the embeddings, 1 or more")
+        if self.dimension > _MAX_DIMENSION:
+            raise ValueError(f"dimension is {self.dimension}; FAISS takes up to {_MAX_DIMENSION:,}")
         if not isinstance(self.index, str) or not self.index:
             raise ValueError(f"index is {self.index!r}; give 'flat', 'hnsw', 'ivf' or a factory string of faiss")
         if self.metric not in _METRICS:
@@ -80,10 +84,7 @@ class VectorAgent(Generic[S]):
         if self.embed is not None and not callable(self.embed):
             raise TypeError(f"embed is {type(self.embed).__name__}; give a function of a state")
         if self.path is not None:
-            path = os.fspath(self.path)
-            if not path or "\0" in path:
-                raise ValueError(f"path {path!r} names no directory")
-            object.__setattr__(self, "path", path)
+            object.__setattr__(self, "path", check_directory("path", self.path))
         self.codec()
 
     @property

@@ -174,7 +174,7 @@ def test_no_power_cut_is_taken_for_tampering(tmp_path: Path, signed: bool) -> No
 @pytest.mark.torture
 @pytest.mark.parametrize("signed", [True, False])
 def test_no_power_cut_of_many_is_taken_for_tampering(tmp_path: Path, signed: bool) -> None:
-    assert survives_power_cuts(tmp_path, signed=signed, limit=60)
+    assert survives_power_cuts(tmp_path, signed=signed, limit=20)
 
 
 def test_that_test_fails_with_a_sync_taken_out(tmp_path: Path) -> None:
