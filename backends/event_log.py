@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
+from zlib import crc32
 
 import msgspec
 
@@ -14,6 +15,7 @@ from dgents.runtime.contract import Request, Store
 from dgents.runtime.errors import StateCorruptionError
 
 _CHUNK_BYTES = 4 * 2**20
+_MAGIC = b"DGSNAP1\n"
 _encode = msgspec.msgpack.Encoder().encode
 
 CHUNK = 4096  # events that are read, decoded and folded at a time: a millisecond or two
@@ -154,6 +156,19 @@ def pack_snapshot(snapshot: StateSnapshot, seal: Seal) -> bytes:
     content = _encode(snapshot)
     signature = seal.sign_snapshot(content)
     return content if signature is None else _encode(msgspec.structs.replace(snapshot, signature=signature))
+
+
+def framed(content: bytes) -> bytes:
+    """Return a packed snapshot with its checksum, for a log that keeps none itself."""
+    return _MAGIC + crc32(content).to_bytes(4, "big") + content
+
+
+def unframed(found: bytes) -> bytes | None:
+    """Return the packed snapshot in a frame, None if it is damaged."""
+    start = len(_MAGIC) + 4
+    content = found[start:]
+    intact = found[: len(_MAGIC)] == _MAGIC and crc32(content) == int.from_bytes(found[len(_MAGIC) : start], "big")
+    return content if intact else None
 
 
 def unpack_snapshot(content: bytes, actor: str) -> StateSnapshot:

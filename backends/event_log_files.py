@@ -10,20 +10,18 @@ import struct
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from zlib import crc32
 
 import msgspec
 
 from dgents.backends import files
 from dgents.backends.event_codec import is_linked
-from dgents.backends.event_log import CHUNK, StateSnapshot, unpack_snapshot
+from dgents.backends.event_log import CHUNK, StateSnapshot, framed, unframed, unpack_snapshot
 from dgents.backends.segment import LENGTH_BYTES, Batch, first_in_name
 from dgents.runtime.contract import Record
 from dgents.runtime.errors import StateCorruptionError
 
 LATEST, FLOOR, HEAD, OWNER_LOCK = "latest.snapshot", "floor.snapshot", "head", "owner.lock"
 CHUNK_BYTES = 2**20
-_MAGIC = b"DGSNAP1\n"
 # [version u64, epoch u32, saved_at f64, schema u16, and the five that follow]
 _FRONT = struct.Struct(">BBQBIBdBH")
 _NIL = b"\xc0"
@@ -52,7 +50,7 @@ def holds_events(directory: Path) -> bool:
 
 def write_snapshot(path: Path, content: bytes) -> None:
     """Keep a packed snapshot in place of the one before, atomically."""
-    files.write_atomically(path, _MAGIC + crc32(content).to_bytes(4, "big") + content)
+    files.write_atomically(path, framed(content))
 
 
 def read_snapshot(path: Path, actor: str) -> StateSnapshot | None:
@@ -65,9 +63,8 @@ def read_snapshot(path: Path, actor: str) -> StateSnapshot | None:
         found = files.layer.read(path)
     except FileNotFoundError:
         return None
-    start = len(_MAGIC) + 4
-    content = found[start:]
-    if found[: len(_MAGIC)] == _MAGIC and crc32(content) == int.from_bytes(found[len(_MAGIC) : start], "big"):
+    content = unframed(found)
+    if content is not None:
         return unpack_snapshot(content, actor)
     raise StateCorruptionError(
         f"the snapshot {path} is damaged, and the events in front of it were compacted",

@@ -21,19 +21,22 @@ from dgents.backends.event_log import (
     LogState,
     StateSnapshot,
     check_numbers,
+    framed,
     pack_snapshot,
+    unframed,
     unpack_snapshot,
 )
 from dgents.backends.redis import RedisAgent
 from dgents.backends.redis_record import decode
 from dgents.backends.seal import Seal
 from dgents.runtime.contract import Ownership, Record, Request, Resources
-from dgents.runtime.errors import StorageError
+from dgents.runtime.errors import StateCorruptionError, StorageError
 
 if TYPE_CHECKING:
     from dgents.backends.redis_store import RedisStore
 
 _UNBOUNDED = 2**40  # versions kept: all of them
+_LATEST, _FLOOR = b":latest", b":floor"
 _CHUNK = 1000  # events in one reply
 
 
@@ -68,8 +71,8 @@ class RedisLog:
             record = opened.record
             version = record.version if record is not None else 0
             await self._check_newest(version)
-            floor = await self._kept(b":floor")
-            latest = await self._kept(b":latest")
+            floor = await self._kept(_FLOOR)
+            latest = await self._kept(_LATEST)
             at, floor_link = (floor.version, floor.link or GENESIS) if floor is not None else (0, GENESIS)
             last = self._event(record) if record is not None and version > at else None
         except BaseException:
@@ -107,14 +110,14 @@ class RedisLog:
 
     async def keep(self, snapshot: StateSnapshot) -> None:
         """Store the newest snapshot."""
-        await self._ask("SET", self.inner.keys.state + b":latest", pack_snapshot(snapshot, self._seal))
+        await self._ask("SET", self.inner.keys.state + _LATEST, framed(pack_snapshot(snapshot, self._seal)))
 
     async def seal(self, head: bytes) -> None:
         """Nothing to do: the state is the head."""
 
     async def compact(self, floor: StateSnapshot, head: bytes | None) -> None:
         """Store the floor, then remove the events in front of it; what an owner of before removes is as old."""
-        await self._ask("SET", self.inner.keys.state + b":floor", pack_snapshot(floor, self._seal))
+        await self._ask("SET", self.inner.keys.state + _FLOOR, framed(pack_snapshot(floor, self._seal)))
         newest = await self.inner.read()
         oldest = min(floor.version + 1, newest.version if newest is not None else 0)
         await self._ask("XTRIM", self.inner.keys.history, "MINID", "=", f"{oldest}-0")
@@ -140,8 +143,17 @@ class RedisLog:
         raise broken(self.actor, min(found, version) + 1, f"{what}: the server lost data, or an eviction took it")
 
     async def _kept(self, name: bytes) -> StateSnapshot | None:
-        content = await self._ask("GET", self.inner.keys.state + name)
-        return unpack_snapshot(content, self.actor) if content is not None else None
+        found = await self._ask("GET", self.inner.keys.state + name)
+        content = unframed(found) if found is not None else None
+        if content is not None:
+            return unpack_snapshot(content, self.actor)
+        if found is None or name == _LATEST:  # without that one, more is folded
+            return None
+        raise StateCorruptionError(
+            f"the state of {self.actor!r} in front of the events that were compacted is damaged",
+            actor=self.actor,
+            hint="it was left as it is; restore a copy",
+        )
 
     async def _ask(self, *command: Any) -> Any:
         store = self.inner.store
