@@ -134,6 +134,8 @@ class EventCodec(Generic[E]):
         self._kinds: dict[str, Kind] = {}
         self._classes: dict[type, Kind] = {}
         for cls in classes:
+            if not isinstance(cls, type):
+                raise TypeError(f"events: {cls!r} is no class; give a list of classes")
             tag = cls.__name__
             if tag in self._kinds:
                 raise ValueError(f"events: two classes are called {tag!r}, and the name tells events apart")

@@ -18,9 +18,11 @@ from dgents.backends.file_state import StateFile
 from dgents.backends.file_store import FileStore
 from dgents.backends.file_upkeep import Settings
 from dgents.backends.files import safe_name
+from dgents.runtime.arguments import check_choice, check_history, check_path
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
 from dgents.runtime.errors import StorageError
-from dgents.runtime.reminders import Entries, Ledger
+from dgents.runtime.ledger import Entries, Ledger
+from dgents.runtime.migrations import Migrations
 from dgents.runtime.state_type import S
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class PersistentAgent(Generic[S]):
         migrations: by schema version, the function that lifts a state from it to the next.
 
     Raises:
-        ValueError: an argument can't be right; nothing was opened.
+        ValueError, TypeError: an argument can't be right; nothing was opened.
 
     Example:
         >>> PersistentAgent("states/", max_history=10).format
@@ -73,18 +75,15 @@ class PersistentAgent(Generic[S]):
         def ref_type(self) -> type[Ref[S]]: ...
 
     def __post_init__(self) -> None:
-        path = os.fspath(self.path)
-        if not isinstance(path, str) or not path or "\0" in path:
-            raise ValueError(f"path {path!r} names no file")
+        path = check_path("path", self.path)
         if "://" in path:
             raise ValueError("path is a URL: give a file, or use a SQLAgent, a RedisAgent or a StreamAgent for it")
         object.__setattr__(self, "path", path)
-        _check_choice("format", self.format, get_args(Format))
-        _check_choice("compression", self.compression, (None, *get_args(Compression)))
-        _check_choice("durability", self.durability, get_args(Durability))
-        bound = self.max_history
-        if isinstance(bound, bool) or not isinstance(bound, int) or bound < 0:
-            raise ValueError(f"max_history {bound!r} is not a number of versions, 0 or more")
+        check_choice("format", self.format, get_args(Format))
+        check_choice("compression", self.compression, (None, *get_args(Compression)))
+        check_choice("durability", self.durability, get_args(Durability))
+        check_history(self.max_history)
+        Migrations(self.migrations, None)
 
     def reminders(self, name: str) -> Ledger:
         """Return where the reminders of the actor ``name`` are kept: in a folder beside the state's file."""
@@ -211,8 +210,3 @@ _SEPARATORS = tuple(separator for separator in (os.sep, os.altsep) if separator)
 
 def _store_key(directory: Path) -> tuple[str, str]:
     return ("files", str(directory))
-
-
-def _check_choice(what: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{what} {value!r} is none of {', '.join(repr(choice) for choice in choices)}")

@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 from dgents.backends import files
@@ -32,9 +33,12 @@ class OwnerLock:
     Another open of the same file is refused, also in this process. Sync: call it in a worker thread.
     """
 
-    def __init__(self, path: Path, *, actor: str | None = None) -> None:
+    def __init__(
+        self, path: Path, *, actor: str | None = None, states: Mapping[tuple[str, str], str] | None = None
+    ) -> None:
         self.path = path
         self.actor = actor
+        self.states = states if states is not None else {}  # what is owned under it, where that is many: by whom
         self._fd: int | None = None
 
     @property
@@ -125,15 +129,20 @@ class OwnerLock:
         host = host if isinstance(host, str) else None
         state = self.path.with_suffix("") if self.path.suffix == ".lock" else self.path
         by = f"process {pid} on {host}" if pid and host else "another process"
+        hint = "one owner at a time: stop the other one, or reach the state through it"
         if pid == os.getpid() and host == socket.gethostname():
+            mine = self._holder_here(fd)
             by = f"another runtime of this process ({pid} on {host})"
-        return StateLockedError(
-            f"{state} is owned by {by}",
-            pid=pid,
-            host=host,
-            actor=self.actor,
-            hint="one owner at a time: stop the other one, or reach the state through it",
-        )
+            if mine is not None and mine.actor is not None:
+                by = f"the actor {mine.actor!r} of this process ({pid} on {host})"
+                hint = f"reach the state through {mine.actor!r}, stop that, or give this one a place of its own"
+        return StateLockedError(f"{state} is owned by {by}", pid=pid, host=host, actor=self.actor, hint=hint)
+
+    def _holder_here(self, fd: int) -> OwnerLock | None:
+        """Return the lock of this process that holds an open file."""
+        wanted = os.fstat(fd)
+        held = [lock for lock in _held if lock._fd is not None and os.path.samestat(os.fstat(lock._fd), wanted)]
+        return held[0] if held else None
 
     def _forget(self) -> None:
         """In a forked child: close what was inherited. To unlock it would take the lock from the parent."""
@@ -141,6 +150,12 @@ class OwnerLock:
         if fd is not None:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def actor_here(path: Path, state: tuple[str, str]) -> str | None:
+    """Return which actor of this process owns a state under the lock on ``path``."""
+    with _forking:
+        return next((lock.states.get(state) for lock in _held if lock.path == path), None)
 
 
 def _owner() -> bytes:

@@ -15,7 +15,7 @@ from dgents.backends.postgres_place import PostgresPlace, parse_postgres_url, pa
 from dgents.backends.postgres_query import Parameters, aggregate_states, query_states
 from dgents.backends.postgres_store import Place, PostgresStore
 from dgents.backends.postgres_tables import STATES
-from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
+from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, StateIdentity, Write
 from dgents.runtime.errors import StateCorruptionError, StorageError
 
 _LONGEST_KEY = 2500  # bytes: an index entry has room for 2,704
@@ -69,6 +69,12 @@ class PostgresBackend:
         self.went_back: tuple[int, int] | None = None  # (had, has), if the server lost what it had acknowledged
         self._store: PostgresStore | None = None
         self._listeners: dict[Callable[[], None], Callable[[int | None], None]] = {}
+
+    @property
+    def identity(self) -> StateIdentity:
+        """Which state this is: the same in every agent that names this database, table and key."""
+        place = ("postgresql", self.server.database, self.table)
+        return StateIdentity(place, self.key, f"table {self.table!r} of {self.server.safe}")
 
     @property
     def store(self) -> PostgresStore | None:

@@ -15,6 +15,7 @@ from dgents.backends.sqlite_tables import check_table_name
 
 _CONNECT_TIMEOUT = 5  # seconds, for each host of the URL
 _LONGEST_TABLE = 54  # PostgreSQL cuts names at 63 bytes, and ours end in `_requests`
+_DATABASE = {"host": "", "hostaddr": "", "port": "5432", "user": "", "dbname": "", "options": ""}
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
 
@@ -25,6 +26,7 @@ class PostgresPlace:
     Attributes:
         safe: as it may be printed: without user, password and options.
         connect_timeout: seconds for one host, of ``hosts``.
+        database: what decides which database and schema it is; the same for another password or timeout.
     """
 
     uri: str = field(repr=False)
@@ -32,6 +34,7 @@ class PostgresPlace:
     secrets: tuple[str, ...] = field(repr=False)
     connect_timeout: int
     hosts: int
+    database: tuple[str, ...] = field(repr=False)
 
     def scrub(self, text: str) -> str:
         """Return ``text`` without what must not be printed."""
@@ -70,6 +73,8 @@ def parse_postgres_url(uri: str) -> PostgresPlace:
         tuple(sorted(secrets, key=len, reverse=True)),
         max(2, timeout) if timeout > 0 else _CONNECT_TIMEOUT,  # libpq knows no shorter one
         len(hosts),
+        # The user, too: the first schema of a search path may be the user's own.
+        tuple(found.get(name) or default for name, default in _DATABASE.items()),
     )
 
 

@@ -50,6 +50,11 @@ class Projection(Generic[S]):
     """
 
     def __init__(self, source: Ref[Any], fn: Callable[[S, Any], S], into: Ref[S], default: Any = MISSING) -> None:
+        for ref in (source, into):
+            if not isinstance(ref, Ref):
+                raise TypeError(f"project: {ref!r} is no ref; give what spawn or rt.get(name) returns")
+        if not callable(fn):
+            raise TypeError(f"project: {fn!r} is no function; give one of the target's state and an event")
         cell = source._live()
         if not isinstance(cell, StreamCell):
             raise UnsupportedOperationError(
@@ -141,7 +146,7 @@ class Projection(Generic[S]):
                     await self._changed
         except ActorStoppedError as error:
             self.error = error
-        except Exception as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # its function's: the event loop goes on
             self.error = error
             message = f"the projection of {self._source.name!r} into {self._into.name!r} has stopped"
             cell.runtime.emit("warning", self._into.name, message=message, error=error)

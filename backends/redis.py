@@ -14,9 +14,11 @@ from dgents.backends.redis_keys import RedisKeys
 from dgents.backends.redis_record import Header, decode, decode_all, decode_header
 from dgents.backends.redis_ref import RedisRef
 from dgents.backends.redis_url import RedisPlace, parse_redis_url
-from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
+from dgents.runtime.arguments import check_choice, check_history, check_key, check_seconds
+from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, StateIdentity, Write
 from dgents.runtime.errors import StateCorruptionError, StorageError, UnsupportedOperationError
-from dgents.runtime.reminders import Entries, Ledger
+from dgents.runtime.ledger import Entries, Ledger
+from dgents.runtime.migrations import Migrations
 from dgents.runtime.state_type import S
 
 if TYPE_CHECKING:
@@ -72,15 +74,13 @@ class RedisAgent(Generic[S]):
 
     def __post_init__(self) -> None:
         place, durability = self.place, Durability.parse(self.durability)
-        if self.key == "":
-            raise ValueError("key is empty; give the state a name")
-        if self.ownership not in get_args(Ownership):
-            raise ValueError(f"ownership {self.ownership!r} is neither 'exclusive' nor 'shared'")
-        count = self.max_history
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise ValueError(f"max_history {count!r} is not a number of versions, 0 or more")
-        if self.ttl is not None and not self.ttl > 0:
-            raise ValueError(f"ttl {self.ttl!r} is not a number of seconds above 0; None keeps the state for ever")
+        if self.key is not None:
+            check_key("key", self.key)
+        check_choice("ownership", self.ownership, get_args(Ownership))
+        check_history(self.max_history)
+        if self.ttl is not None:
+            check_seconds("ttl", self.ttl, default="; None keeps the state for ever")
+        Migrations(self.migrations, None)
         if self.ttl is not None and self.ownership == "exclusive":
             raise ValueError("ttl needs ownership='shared': an exclusive owner keeps the state in memory")
         if durability.replicas and place.kind == "cluster":
@@ -134,9 +134,7 @@ class RedisBackend:
 
     def __init__(self, name: str, agent: RedisAgent[Any], resources: Resources) -> None:
         self.name = name
-        self.key = agent.key if agent.key is not None else name
-        if not self.key:
-            raise ValueError("the actor's name is empty; give the agent a key=")
+        self.key = agent.key if agent.key is not None else check_key("the actor's name", name)
         self.ownership = agent.ownership
         self.max_history = agent.max_history
         self.keys = RedisKeys(self.key)
@@ -153,6 +151,12 @@ class RedisBackend:
         self._resources = resources
         self._store: RedisStore | None = None
         self._listeners: dict[Callable[[], None], Callable[[bytes | None], None]] = {}
+
+    @property
+    def identity(self) -> StateIdentity:
+        """Which state this is: the same in every agent that names this database and key."""
+        place = self._agent.place
+        return StateIdentity(("redis", *place.database), self.key, place.safe)
 
     @property
     def store(self) -> RedisStore | None:

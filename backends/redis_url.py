@@ -50,6 +50,14 @@ class RedisPlace:
     sentinel_options: dict[str, str] = field(repr=False, hash=False, compare=False)
     secrets: tuple[str, ...] = field(repr=False)
 
+    @property
+    def database(self) -> tuple[object, ...]:
+        """What decides which database it is; the same for another user, password or option."""
+        parts = urlsplit(self.base)
+        socket = parts.path if parts.scheme == "unix" else ""
+        number = dict(parse_qsl(parts.query)).get("db") or ("" if socket else parts.path.strip("/"))
+        return self.kind, self.hosts, self.service, socket, number or "0"
+
     def scrub(self, text: str) -> str:
         """Return ``text`` without the passwords of the URL."""
         for secret in self.secrets:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Generic, get_args
 from dgents.backends.sql_ref import SQLRef
 from dgents.backends.sqlite import SqliteBackend, sqlite_store
 from dgents.backends.sqlite_tables import check_table_name, states_table
+from dgents.runtime.arguments import check_choice, check_history, check_key, check_path
 from dgents.runtime.contract import Backend, Ownership, Resources
 from dgents.runtime.errors import UnsupportedOperationError
-from dgents.runtime.reminders import Entries, Ledger
+from dgents.runtime.ledger import Entries, Ledger
+from dgents.runtime.migrations import Migrations
 from dgents.runtime.state_type import S
 
 _SQLITE = "sqlite:///"
@@ -35,7 +36,7 @@ class SQLAgent(Generic[S]):
         migrations: by schema version, the function that lifts a state from it to the next.
 
     Raises:
-        ValueError: an argument can't be right; nothing was opened.
+        ValueError, TypeError: an argument can't be right; nothing was opened.
 
     Example:
         >>> SQLAgent("state.db", schema=dict).table
@@ -59,13 +60,13 @@ class SQLAgent(Generic[S]):
         ref_type = SQLRef
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "db_uri", os.fspath(self.db_uri))
-        if self.ownership not in (None, *get_args(Ownership)):
-            raise ValueError(f"ownership {self.ownership!r} is neither 'exclusive' nor 'shared'")
-        if isinstance(self.max_history, bool) or not isinstance(self.max_history, int) or self.max_history < 0:
-            raise ValueError(f"max_history {self.max_history!r} is not a number of versions, 0 or more")
+        object.__setattr__(self, "db_uri", check_path("db_uri", self.db_uri))
+        check_choice("ownership", self.ownership, (None, *get_args(Ownership)))
+        check_history(self.max_history)
+        Migrations(self.migrations, None)
+        check_key("table", self.table)
         if self.key is not None:
-            _check_key(self.key)
+            check_key("key", self.key)
         if is_postgres(self.db_uri):
             _check_postgres(self.db_uri, self.table)
         else:
@@ -83,7 +84,7 @@ class SQLAgent(Generic[S]):
             ValueError: ``name`` is to be the key and is no text that a database can hold.
             UnsupportedOperationError: psycopg is not installed.
         """
-        key = self.key if self.key is not None else _check_key(name)
+        key = self.key if self.key is not None else check_key("the actor's name", name)
         if is_postgres(self.db_uri):
             return self._in_postgres(name, key, resources)
         return SqliteBackend(
@@ -173,13 +174,3 @@ def sqlite_path(db_uri: str) -> str:
     if "\0" in path or ("?" in path and path != db_uri):
         raise ValueError("db_uri: a path has no NUL, and sqlite:/// takes no options after a '?'")
     return path
-
-
-def _check_key(key: str) -> str:
-    try:
-        key.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"key {key!r} has a lone surrogate, which no database can hold") from error
-    if not key:
-        raise ValueError("key is empty")
-    return key

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from dgents.runtime.arguments import check_text
 from dgents.runtime.ref import Ref
 
 S = TypeVar("S")
@@ -28,6 +29,7 @@ class SQLRef(Ref[S]):
         Example:
             >>> await ref.query("SELECT state FROM states WHERE timestamp > ?", (yesterday,))
         """
+        check_text("query", "sql", sql)
         cell = self._live()
         rows = await cell.call(cell.from_backend, "query", sql, params, alone=True)
         return [cell.codec.decode(data, schema) for data, schema in rows]
@@ -41,5 +43,6 @@ class SQLRef(Ref[S]):
             UnsupportedOperationError: ``expression`` is no aggregate of a column or of a field of the state.
             StateError: ``where`` is no valid SQL.
         """
+        check_text("aggregate", "expression", expression)
         cell = self._live()
         return await cell.call(cell.from_backend, "aggregate", expression, column, where, params, alone=True)

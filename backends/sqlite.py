@@ -16,7 +16,7 @@ from dgents.backends.sqlite_query import Parameters, aggregate_states, query_sta
 from dgents.backends.sqlite_store import SqliteStore
 from dgents.backends.sqlite_tables import StatesTable
 from dgents.backends.sqlite_transactions import Place
-from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
+from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, StateIdentity, Write
 from dgents.runtime.errors import DgentError, StorageError
 
 
@@ -64,6 +64,12 @@ class SqliteBackend:
         self.alongside: Callable[[sqlite3.Connection, Write], None] | None = None
         self._acquired: tuple[str, str] | None = None
         self._store: SqliteStore | None = None
+
+    @property
+    def identity(self) -> StateIdentity:
+        """Which state this is: the same in every agent that names this database, table and key."""
+        path = os.path.abspath(self.path)
+        return StateIdentity(("sqlite", path, self.table.name), self.key, f"table {self.table.name!r} of {path}")
 
     @property
     def store(self) -> SqliteStore | None:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dgents.backends import files
-from dgents.backends.lock import OwnerLock
+from dgents.backends.lock import OwnerLock, actor_here
 from dgents.runtime.errors import OwnershipLostError, StateLockedError
 
 
@@ -30,6 +30,7 @@ class Owners:
 
     def __init__(self, database: str) -> None:
         self.token = uuid.uuid4().hex
+        self.states: dict[tuple[str, str], str] = {}  # by table and key: the actor
         self._folder = Path(database + ".owners")
         self._lock: OwnerLock | None = None
 
@@ -49,7 +50,7 @@ class Owners:
             found = [path.stem for path in self._folder.glob("*.lock")]
         for token in found:
             self.holder(token)
-        self._lock = OwnerLock(self._path(self.token))
+        self._lock = OwnerLock(self._path(self.token), states=self.states)
         self._lock.acquire()
 
     def holder(self, token: str | None) -> StateLockedError | None:
@@ -68,6 +69,10 @@ class Owners:
             files.layer.unlink(path)
         lock.release()
         return None
+
+    def actor_here(self, token: str, state: tuple[str, str]) -> str | None:
+        """Return which actor of this process owns a state whose row has ``token``, if it is one."""
+        return self.states.get(state) if token == self.token else actor_here(self._path(token), state)
 
     def release(self) -> None:
         """Give the lock back: to every other process, this owner is dead from here on."""

@@ -46,8 +46,8 @@ class SqliteStore:
 
     async def commit(self, writes: Sequence[Write]) -> Sequence[DgentError | None]:
         """Make the writes durable in one transaction with one fsync; see `contract.Store.commit`."""
-        schemas = self.database.schemas
-        answers = await self.database.write(lambda connection: write_states(connection, writes, schemas))
+        schemas, owners = self.database.schemas, self.database.owners
+        answers = await self.database.write(lambda connection: write_states(connection, writes, schemas, owners))
         for write, refusal in zip(writes, answers, strict=True):
             backend: SqliteBackend = write.backend  # type: ignore[assignment]  # a store gets only its own
             if backend.kept == 1 and refusal is None and backend.ownership == "exclusive":
@@ -64,7 +64,9 @@ class SqliteStore:
         """
         name = (place.table.name, place.key)
         if self._holders.setdefault(name, holder) is not holder:
-            raise locked_by(os.getpid(), socket.gethostname(), place, actor, self.path)
+            here = self.database.owners.states.get(name)
+            raise locked_by(os.getpid(), socket.gethostname(), here, place, actor, self.path)
+        self.database.owners.states[name] = actor
         await self.database.prepare(place.table)
         return await self._claims.submit(Claim(place, actor))
 
@@ -77,6 +79,7 @@ class SqliteStore:
             await self._releases.submit(place)
         finally:
             self._holders.pop(name, None)
+            self.database.owners.states.pop(name, None)
 
     async def look(self, place: Place) -> Opened:
         """Return a state as any process last committed it, and its epoch."""

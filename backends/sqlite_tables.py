@@ -87,7 +87,7 @@ class StatesTable:
         self.advance_owned = f"""UPDATE {heads} SET version = ?1, oldest = max(oldest, ?2)
             WHERE key = ?3 AND version = ?4 AND epoch = ?5"""
         self.advance_shared = f"""UPDATE {heads} SET version = ?1, oldest = max(oldest, ?2)
-            WHERE key = ?3 AND version = ?4"""
+            WHERE key = ?3 AND version = ?4 AND owner IS NULL"""
         self.begin_shared = f"INSERT OR IGNORE INTO {heads} VALUES (?3, ?1, ?4, ?2, 0, NULL)"
         self.insert = f"INSERT INTO {rows} VALUES (?, ?, ?, ?, ?, ?, ?)"
         self.replace = f"""UPDATE {rows} SET version = ?2, epoch = ?3, timestamp = ?4, schema = ?5, checksum = ?6,

@@ -9,6 +9,8 @@ Invariants:
 
 from __future__ import annotations
 
+import os
+import socket
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -87,7 +89,8 @@ def claim_states(
             living[owner] = owners.holder(owner)
         locked = living[owner]
         if locked is not None:
-            answers.append(locked_by(locked.pid, locked.host, place, actor, path))
+            here = owners.actor_here(str(owner), _name(place))
+            answers.append(locked_by(locked.pid, locked.host, here, place, actor, path))
             continue
         connection.execute(place.table.claim, (place.key, owners.token))
         answers.append(Opened(record, head[1] + 1 if head else 1))
@@ -155,7 +158,7 @@ def read_requests(connection: sqlite3.Connection, place: Place, path: str) -> li
 
 
 def write_states(
-    connection: sqlite3.Connection, writes: Sequence[Write], schemas: set[tuple[str, int]]
+    connection: sqlite3.Connection, writes: Sequence[Write], schemas: set[tuple[str, int]], owners: Owners
 ) -> list[DgentError | None]:
     """Move the head of each state and add its new versions; refuse what doesn't fit what is there.
 
@@ -165,7 +168,7 @@ def write_states(
     rows: dict[StatesTable, list[tuple[Any, ...]]] = defaultdict(list)
     replaced: dict[StatesTable, list[tuple[Any, ...]]] = defaultdict(list)
     trims: dict[StatesTable, list[tuple[str, int]]] = defaultdict(list)
-    answers = _advance_all(connection, writes)
+    answers = _advance_all(connection, writes, owners)
     for write, refusal in zip(writes, answers, strict=True):
         if refusal is not None:
             continue
@@ -197,16 +200,24 @@ def write_states(
     return answers
 
 
-def locked_by(pid: int | None, host: str | None, place: Place, actor: str, path: str) -> StateLockedError:
-    """Return the error for a state that someone else owns."""
+def locked_by(
+    pid: int | None, host: str | None, here: str | None, place: Place, actor: str, path: str
+) -> StateLockedError:
+    """Return the error for a state that another process owns, or ``here``, another actor of this one."""
+    by = f"pid {pid} on {host}"
     return StateLockedError(
-        f"the state {place.key!r} in table {place.table.name!r} of {path} is owned by pid {pid} on {host}",
+        f"the state {place.key!r} in table {place.table.name!r} of {path} is owned by "
+        + (f"the actor {here!r} of this process ({by})" if here is not None else by),
         pid=pid,
         host=host,
         actor=actor,
         key=place.key,
         hint="stop that one, or use ownership='shared' in both",
     )
+
+
+def _name(place: Place) -> tuple[str, str]:
+    return place.table.name, place.key
 
 
 def _current(connection: sqlite3.Connection, place: Place, path: str) -> tuple[Any, Record | None]:
@@ -220,7 +231,7 @@ def _current(connection: sqlite3.Connection, place: Place, path: str) -> tuple[A
     return head, record
 
 
-def _advance_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[DgentError | None]:
+def _advance_all(connection: sqlite3.Connection, writes: Sequence[Write], owners: Owners) -> list[DgentError | None]:
     """Move the heads: those of one table's owners by one statement, unless one of them is refused."""
     largest = connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - _ROW_OVERHEAD
     backends: list[SqliteBackend] = [write.backend for write in writes]  # type: ignore[misc]  # only its own
@@ -244,7 +255,7 @@ def _advance_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> lis
         connection.execute("ROLLBACK TO heads")
         connection.execute("RELEASE heads")
     return [
-        refusal or _advance(connection, backend, write)
+        refusal or _advance(connection, backend, write, owners)
         for refusal, backend, write in zip(refusals, backends, writes, strict=True)
     ]
 
@@ -255,7 +266,7 @@ def _move(write: Write, backend: SqliteBackend) -> tuple[int, int, str, int]:
     return version, version - backend.kept + 1, backend.key, write.base
 
 
-def _advance(connection: sqlite3.Connection, backend: SqliteBackend, write: Write) -> DgentError | None:
+def _advance(connection: sqlite3.Connection, backend: SqliteBackend, write: Write, owners: Owners) -> DgentError | None:
     table, key = backend.place
     last = write.records[-1]
     moved = _move(write, backend)
@@ -270,7 +281,25 @@ def _advance(connection: sqlite3.Connection, backend: SqliteBackend, write: Writ
         if connection.execute(table.begin_shared, begun).rowcount:
             return None
     head = connection.execute(table.head, (key,)).fetchone() or (0, 0, 1, None)
+    if backend.ownership == "shared" and head[3] is not None:
+        locked = _locked(backend, head[3], owners)
+        if locked is None:  # its owner is dead
+            connection.execute(table.release, (key, head[3]))
+            return _advance(connection, backend, write, owners)
+        return locked
     return _refusal(backend, write.base, last.epoch, version=head[0], epoch=head[1])
+
+
+def _locked(backend: SqliteBackend, token: str, owners: Owners) -> StateLockedError | None:
+    """Return the refusal of a shared write to a state that is owned; None if its owner has died."""
+    here = owners.actor_here(token, _name(backend.place))
+    if token == owners.token:  # of this runtime, unless it is given back
+        pid, host = os.getpid(), socket.gethostname()
+        return locked_by(pid, host, here, backend.place, backend.actor, backend.path) if here is not None else None
+    locked = owners.holder(token)
+    if locked is None:
+        return None
+    return locked_by(locked.pid, locked.host, here, backend.place, backend.actor, backend.path)
 
 
 def _refusal(backend: SqliteBackend, base: int, own: int, *, version: int, epoch: int) -> DgentError:

@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from dgents.backends.directory import check_directory
 from dgents.backends.event_codec import EventCodec, Upcasters
 from dgents.backends.event_log import EventLog
 from dgents.backends.event_log_journal import JournalLog
@@ -23,14 +22,15 @@ from dgents.backends.stream_backend import StreamBackend
 from dgents.backends.stream_cell import StreamCell
 from dgents.backends.stream_ref import StreamRef
 from dgents.backends.stream_replays import Plan
-from dgents.runtime.arguments import check_number
+from dgents.runtime.arguments import check_count, check_key, check_path
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Resources
 from dgents.runtime.errors import StateError
+from dgents.runtime.ledger import Ledger
 from dgents.runtime.migrations import Migration
-from dgents.runtime.reminders import Ledger
 from dgents.runtime.shapes import field_names
 from dgents.runtime.state_type import S
+from dgents.runtime.turns import own_copy
 
 E = TypeVar("E")
 
@@ -47,7 +47,7 @@ class StreamAgent(Generic[E, S]):
         fold: ``fold(state, event)`` returns the next state; it may change ``state`` in place and return it. A plain
             function of its two arguments: it is called again when the log is read, in a worker thread. What it raises
             refuses the event.
-        initial: the state before the first event, as it is now. Each actor begins with a copy.
+        initial: the state before the first event. Each actor begins with a copy of what it is now.
         event_log: where the events are kept. None: in memory. A list: in memory; it begins with these, and a copy of
             each new one is added to it. A directory, for a folder of each stream in it. ``sqlite:///PATH``: a database,
             in ``table``. ``postgresql://...``: the same.
@@ -101,18 +101,15 @@ class StreamAgent(Generic[E, S]):
         if not callable(self.fold):
             raise TypeError(f"fold is {type(self.fold).__name__}; give a function of the state and an event")
         _check_classes(self.events)
-        for name in ("snapshot_every", "max_event_bytes"):
-            check_number("StreamAgent", name, getattr(self, name))
-        if self.snapshot_every < 1:
-            raise ValueError(f"snapshot_every is {self.snapshot_every}; give a number of events, 1 or more")
+        if isinstance(self.initial, type):
+            raise TypeError(f"initial is the class {self.initial.__name__}; give the state before the first event")
+        check_count("snapshot_every", self.snapshot_every, of="number of events")
+        check_count("max_event_bytes", self.max_event_bytes, most=_MAX_EVENT_BYTES, of="number of bytes")
         if not isinstance(self.chain, bool):
             raise TypeError(f"chain is {self.chain!r}; give True or False")
-        if self.key is not None and (not isinstance(self.key, str) or not self.key):
-            raise ValueError(
-                f"key is {self.key!r}; give the name of the stream in its log, or None for the actor's name"
-            )
-        if not 1 <= self.max_event_bytes <= _MAX_EVENT_BYTES:
-            raise ValueError(f"max_event_bytes is {self.max_event_bytes}; give bytes, from 1 to {_MAX_EVENT_BYTES:,}")
+        if self.key is not None:
+            check_key("key", self.key)
+        check_key("table", self.table)
         if self.signing_key is not None:
             if isinstance(self.event_log, str) and self.event_log.startswith((*_REDIS, *_POSTGRES)):
                 raise ValueError("signing_key: a signed head is kept in a directory or in SQLite, not on a server")
@@ -121,10 +118,15 @@ class StreamAgent(Generic[E, S]):
             if not isinstance(self.signing_key, bytes) or len(self.signing_key) != 32:
                 raise ValueError("signing_key is an ed25519 private key of 32 bytes")
         check_table_name(self.table)
-        if self.event_log is not None and not isinstance(self.event_log, list):
-            object.__setattr__(self, "event_log", _check_place(self.event_log))
+        log = self.event_log
+        if log is not None and not isinstance(log, list):
+            log = check_path("event_log", log)
+            object.__setattr__(self, "event_log", log)
+            if "://" in log and not log.startswith((*_POSTGRES, *_REDIS)):
+                sqlite_path(log)
         if self.schema is None and not self.local and field_names(type(self.initial)) is not None:
             object.__setattr__(self, "schema", type(self.initial))
+        object.__setattr__(self, "initial", own_copy(self.initial))
         self.plan()
 
     @property
@@ -217,17 +219,3 @@ def _check_classes(events: Any) -> None:
     for cls in events or ():
         if not isinstance(cls, type):
             raise TypeError(f"events has {cls!r}, which is no class; an event is told from others by its class")
-
-
-def _check_place(log: Any) -> str:
-    """Return what names a log, as text.
-
-    Raises:
-        TypeError: it is neither a path nor a URL.
-        ValueError: it can't name one.
-    """
-    if isinstance(log, str) and log.startswith((*_POSTGRES, *_REDIS)):
-        return log
-    if isinstance(log, str) and "://" in log:
-        sqlite_path(log)
-    return check_directory("event_log", log)

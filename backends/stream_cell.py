@@ -143,7 +143,7 @@ class StreamCell(Cell):
                     self._check_result(new, state)
                 state = new
             value, data = self.encode(state)
-        except Exception as error:
+        except BaseException as error:
             self.folded = self.current()
             if packed and not isinstance(error, DgentError):
                 tag = packed[number - self.version - 1].tag

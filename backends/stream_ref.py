@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import anyio.to_thread
 
 from dgents.backends.stream_cell import StreamCell, no_such
-from dgents.runtime.arguments import check_number
+from dgents.runtime.arguments import check_limit, check_number
 from dgents.runtime.errors import StateNotFoundError
 from dgents.runtime.phase import Phase
 from dgents.runtime.ref import TURNS_BEFORE_REST, Ref
@@ -163,8 +163,7 @@ class StreamRef(Ref[S]):
 
         Cost: folds the log anew, from the newest snapshot before them; other messages are not kept waiting.
         """
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit is {limit}; give 0 or more, or None for all")
+        check_limit(f"history of {self.name!r}", limit)
         cell = self._stream()
         newest, _ = await cell.call(cell.newest, alone=True)
         return [form.decode(cell.codec) for form in await cell.stream.states(limit, newest)]
@@ -178,6 +177,7 @@ class StreamRef(Ref[S]):
             ValueError: ``since`` is negative.
             StateNotFoundError: events after ``since`` were compacted.
         """
+        check_number(f"events of {self.name!r}", "since", since)
         if since < 0:
             raise ValueError(f"since is {since}; give the number of an event, or 0")
         return Events(self, since)

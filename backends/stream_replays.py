@@ -203,7 +203,7 @@ class Replays:
             return
         difference = find_difference(codec.decode(snapshot.state, snapshot.schema), state)
         if difference is not None:
-            path, what = difference
+            path, what, _ = difference
             raise StateCorruptionError(
                 f"the snapshot after event {snapshot.version} of the stream {self.actor!r} is not what its events "
                 f"make: {path}: {what}",

@@ -8,10 +8,10 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
-from dgents.backends.directory import check_directory
 from dgents.backends.vector_backend import Kind, VectorBackend
 from dgents.backends.vector_cell import VectorCell
 from dgents.backends.vector_ref import VectorRef
+from dgents.runtime.arguments import check_path
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Resources
 from dgents.runtime.migrations import Migration
@@ -84,7 +84,7 @@ class VectorAgent(Generic[S]):
         if self.embed is not None and not callable(self.embed):
             raise TypeError(f"embed is {type(self.embed).__name__}; give a function of a state")
         if self.path is not None:
-            object.__setattr__(self, "path", check_directory("path", self.path))
+            object.__setattr__(self, "path", check_path("path", self.path))
         self.codec()
 
     @property

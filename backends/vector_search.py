@@ -95,7 +95,7 @@ class Searches:
             self._begin(asked)
             reply = await asked.waiter
         else:
-            with asker.waiting_for(self._cell):
+            with asker.waiting_for(self._cell, asked.waiter):
                 self._begin(asked)
                 reply = await asked.waiter
         if type(reply) is Failure:
@@ -209,7 +209,7 @@ def find(look: Look, batch: Sequence[Asked], codec: Codec[Any]) -> list[list[lis
 def _attempt(fn: Callable[..., Any], *args: Any) -> Any:
     try:
         return fn(*args)
-    except Exception as error:
+    except BaseException as error:
         return Failure(error)
 
 

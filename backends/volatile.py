@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
+from dgents.runtime.arguments import check_history
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Write
+from dgents.runtime.migrations import Migrations
 from dgents.runtime.state_type import S
-from dgents.runtime.turns import MISSING
+from dgents.runtime.turns import MISSING, own_copy
 
 if TYPE_CHECKING:
     from dgents.runtime.ref import Ref
@@ -19,7 +21,8 @@ class VolatileAgent(Generic[S]):
     """Keep one state in memory.
 
     Args:
-        initial: the state before anything was saved (version 0); none if left out. Each actor starts with a copy.
+        initial: the state before anything was saved (version 0); none if left out. Each actor starts with a copy of
+            what it is now.
         schema: the type of the state; any storable object if None.
         max_history: how many versions are kept, the current one among them; 0 keeps the current one only.
         migrations: accepted for symmetry; a state in memory has no old records.
@@ -44,8 +47,12 @@ class VolatileAgent(Generic[S]):
     local = True  # its states never leave the process: any class may be kept without naming a schema
 
     def __post_init__(self) -> None:
-        if self.max_history < 0:
-            raise ValueError(f"max_history is {self.max_history}; give 0 or more")
+        if isinstance(self.initial, type):
+            name = self.initial.__name__
+            raise TypeError(f"initial is the class {name}; give a state, or schema={name}")
+        check_history(self.max_history)
+        Migrations(self.migrations, None)
+        object.__setattr__(self, "initial", own_copy(self.initial))
 
     def reminders(self, name: str) -> None:
         """Keep the reminders in memory, like the state."""

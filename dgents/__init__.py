@@ -55,10 +55,10 @@ from dgents.runtime.transaction import Transaction
 from dgents.runtime.turns import Snapshot
 from dgents.supervisors.cached import CachedAgent
 from dgents.supervisors.entropy import EntropyConstrainedAgent
+from dgents.supervisors.flush import Flush
 from dgents.supervisors.policy import Backoff
 from dgents.supervisors.runtime import Runtime, open_sync
 from dgents.supervisors.tree import Supervisor
-from dgents.supervisors.write_behind import Flush
 
 __all__ = [
     "ActorError",

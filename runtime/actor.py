@@ -20,7 +20,9 @@ Invariants
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,14 +31,15 @@ import anyio
 from dgents.runtime.commit import Failure, Staged
 from dgents.runtime.contract import Agent, Backend, Opened, Record
 from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
-from dgents.runtime.errors import ActorStoppedError, DgentError, MailboxFullError, StorageError
+from dgents.runtime.errors import ActorStoppedError, DgentError, MailboxFullError, StateError, StorageError
+from dgents.runtime.loops import give, in_context
 from dgents.runtime.mailbox import RUN_AGAIN, Envelope, Mailbox
 from dgents.runtime.phase import Phase
-from dgents.runtime.recovery import recover
+from dgents.runtime.recovery import recover, refuse_in_doubt
 from dgents.runtime.shared import reread, take_shared_turns
 from dgents.runtime.stored import StoredTurns
 from dgents.runtime.tell import Receipt
-from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Interrupted
+from dgents.runtime.turns import MISSING, SCALARS, BackendFailure, Form, Interrupted
 
 if TYPE_CHECKING:
     from dgents.runtime.commit import Committer
@@ -109,6 +112,7 @@ class Cell(StoredTurns):
         self.limit: tuple[int, float] | None = None  # bytes, and the budget that they come from
         self.batch: Sequence[Envelope] = ()  # shared: the turns being tried
         self.fresh = False  # shared: the state in memory is the newest that we know of
+        self.heard = 0
         self.turns = 0
         self.touched = 0
         self.restarts = 0
@@ -127,13 +131,20 @@ class Cell(StoredTurns):
         self.backend = self.agent.backend(self.name, self.runtime.resources)
         size_limit = getattr(self.agent, "size_limit", None)
         self.limit = size_limit(self.depth) if size_limit is not None else None
-        opened = await self.backend.open()
+        self.runtime.resources.claim(self.backend, self.name)
+        try:
+            opened = await self.backend.open()
+        except BaseException:
+            self.runtime.resources.unclaim(self.backend)
+            raise
         try:
             attach = getattr(self.backend, "attach", None)
             if attach is not None:
                 self.behind = attach(self)
                 self.observed = True
             self.adopt(opened)
+            if self.phase is Phase.STOPPED:  # its runtime waited no longer
+                self.refuse()
             self.phase = Phase.RUNNING
             await self.listen()
         except BaseException:  # what it holds can't be used: let go of it, so that another may mend it
@@ -145,46 +156,57 @@ class Cell(StoredTurns):
         if self.behind is not None and self.behind.count and not self.behind.journaled:
             self.epoch = opened.epoch  # memory is ahead of the store, which is all that there is of it
             self.backend.replay(self)  # type: ignore[attr-defined]
-            self.is_fresh()
+            self.is_fresh(self.heard)
             return
         store = self.backend.store if self.behind is None or self.behind.journaled else None
         self.committer = self.runtime.committer(store) if store is not None else None
-        self.deltas = self.backend.deltas
+        self.deltas = self.backend.deltas and store is not None  # memory keeps each version whole
         self.keep = max(self.backend.max_history - 1, 0) if store is None else 0
         self.scalars = (
             _scalars(getattr(self.agent, "schema", None)) if store is None and self.limit is None else _NO_SCALARS
         )
+        if self.behind is not None:  # what could not be stored later is refused now
+            self.scalars = _storable(self.scalars)
         self.clear()
         self.adopt_record(opened.record)
         self.epoch = opened.epoch
         self.misses += 1
         self.listening = False
-        self.is_fresh()
+        self.is_fresh(self.heard)
         if self.behind is not None:
             self.backend.replay(self)  # type: ignore[attr-defined]
-        initial = getattr(self.agent, "initial", MISSING)
-        if initial is not MISSING and self.version == 0:
-            self.value, self.data = self.encode(initial)
 
     def adopt_record(self, record: Record | None) -> None:
-        """Make a stored version the state in memory."""
-        self.value = self.tree = MISSING
-        if record is None:
-            self.version, self.data, self.saved_at = 0, None, 0.0
-            return
-        self.version, self.saved_at, self.data = record.version, record.saved_at, record.data
-        if record.data is not None:
-            if record.schema != self.codec.version:
-                self.value, self.data = self.encode(self.codec.decode(record.data, record.schema))
-            else:
-                state = self.codec.decode(record.data, record.schema)
-                self.value = state if self.codec.is_immutable(state) else MISSING
+        """Make a stored version the state in memory, or the initial state where none is stored.
 
-    def stop(self, why: str) -> Any:
+        What can't be read is raised, and leaves memory as it is.
+        """
+        value, data, lifted_at = MISSING, None, -1
+        if record is None:
+            initial = getattr(self.agent, "initial", MISSING)
+            if initial is not MISSING:
+                (value, data), lifted_at = self.encode(initial), 0
+        elif (data := record.data) is not None:
+            try:
+                state = self.codec.decode(data, record.schema)
+            except StateError as error:
+                raise self.named(error) from error.__cause__
+            if record.schema != self.codec.version:
+                value, data = self.encode(state)
+            else:
+                value = state if self.codec.is_immutable(state) else MISSING
+                data = self.codec.complete(data, state)
+            if data is not record.data:  # the store can't follow a change to what it has not got
+                lifted_at = record.version
+        self.value, self.data, self.tree = value, data, MISSING
+        self.earlier, self.lifted_at = None, lifted_at
+        self.version, self.saved_at = (record.version, record.saved_at) if record is not None else (0, 0.0)
+
+    def stop(self, why: str, waiter: Any = None) -> Any:
         """Begin to stop: what is queued is still answered, nothing new is taken. Returns a waiter for the end."""
-        waiter = self.loop.waiter()
+        waiter = waiter or self.loop.waiter()
         if self.phase is Phase.STOPPED:
-            waiter.set_result(None)
+            give(waiter, None)
             return waiter
         self.stopped = [*(self.stopped or ()), waiter]
         if self.stopping is None:
@@ -199,6 +221,7 @@ class Cell(StoredTurns):
         self.free = self.hit = False
         self.phase = Phase.STOPPED
         self.error = error
+        self.fresh = self.fresh and self.gate is None and not self.in_doubt
         self.stopping = self.stopping or ActorStoppedError(
             f"actor {self.name!r} has stopped after {type(error).__name__}: {error}",
             actor=self.name,
@@ -206,7 +229,8 @@ class Cell(StoredTurns):
         )
         self.stopping.__cause__ = error
         for envelope in iter(self.mailbox.take, None):
-            envelope.waiter.set_result(Failure(self.stopping))
+            give(envelope.waiter, Failure(self.stopping))
+        self.notify()
 
     def stop_after(self, error: BaseException | None) -> None:
         """Stop because the supervisor gave up after ``error``: nothing more is taken, what waits is answered."""
@@ -229,11 +253,29 @@ class Cell(StoredTurns):
             hint="raise Runtime(shutdown_timeout=), or look at what keeps the store",
         )
         in_flight = self.committer.in_flight(self) if self.committer is not None else ()
-        for staged in {*in_flight, *self.in_doubt, *([self.gate] if self.gate is not None else [])}:
+        waiting = {*in_flight, *self.in_doubt, *([self.gate] if self.gate is not None else [])}
+        self.kill(error)
+        for staged in waiting:
             staged.refuse(error)
+        self._answer_in_hand(error)
         if self.behind is not None:
             self.behind.abandon(error)
-        self.kill(error)
+
+    def _answer_in_hand(self, error: DgentError) -> None:
+        """Answer the turns that were taken from the mailbox and will not end."""
+        in_hand = [envelope.waiter for envelope in self.batch]
+        if self.turn is not None:
+            in_hand.append(self.turn.waiter)
+        for waiter in in_hand:
+            give(waiter, Failure(error))
+
+    @property
+    def takes_messages(self) -> bool:
+        return self.stopping is None and not self.runtime.closing
+
+    def last_form(self) -> Form | None:
+        """Return what a stopped actor ended with; None if nothing is saved, or that is not known to be durable."""
+        return self.form_or_none() if self.fresh else None
 
     def refuse(self) -> NoReturn:
         """Raise why this actor takes no message."""
@@ -258,7 +300,7 @@ class Cell(StoredTurns):
             self.post(envelope)
             reply = await envelope.waiter
         else:
-            with asker.waiting_for(self):
+            with asker.waiting_for(self, envelope.waiter, envelope):
                 self.post(envelope)
                 reply = await envelope.waiter
         if type(reply) is Failure:
@@ -307,7 +349,7 @@ class Cell(StoredTurns):
                     await self.take_turn(envelope)
                 if await self._step():
                     continue
-            except Exception as error:  # ours, not the user's: better stopped than stuck
+            except (Exception, CancelledError) as error:  # ours, not the user's: better stopped than stuck
                 self.runtime.emit("crashed", self.name, error=error)
                 await self._end(error)
             break
@@ -320,6 +362,7 @@ class Cell(StoredTurns):
             self.phase is Phase.RUNNING
             and not self.is_shared
             and (self.fresh or self.ttl is None)
+            and (self.behind is None or not self.behind.is_full)
             and (self.gate is None or len(self.gate.records) < MOST_STAGED)
         )
 
@@ -336,6 +379,8 @@ class Cell(StoredTurns):
             await take_shared_turns(self)
         elif not self.fresh and self.ttl is not None and len(self.mailbox):
             await reread(self)
+        elif self.behind is not None and self.behind.is_full and len(self.mailbox):
+            await self.behind.room()
         elif self.gate is not None and len(self.gate.records) >= MOST_STAGED:
             await self.settled()
         elif (envelope := self.mailbox.take()) is not None:
@@ -364,14 +409,16 @@ class Cell(StoredTurns):
         """Run one turn to its end and return its reply; RUN_AGAIN if it could not be finished and is queued again."""
         self.turns += 1
         self.touched = self.coop.turn
+        envelope.started = True
         try:
-            reply = envelope.turn(*envelope.args)
+            context = envelope.context.copy()  # it may be run again
+            reply = context.run(envelope.turn, *envelope.args)
             if type(reply) is not CoroutineType:
                 return reply
-            turn = self.turn = TurnInProgress(self)
-            current_turn.set(turn)  # this task runs nothing but turns of this actor: the next one sets its own
+            turn = self.turn = TurnInProgress(self, envelope.waiter, self.loop.current_task())
+            context.run(current_turn.set, turn)
             try:
-                return await reply
+                return await in_context(context, reply)
             finally:
                 turn.active = False
                 self.turn = None
@@ -380,9 +427,9 @@ class Cell(StoredTurns):
             return RUN_AGAIN
         except BackendFailure as failure:
             return self.crash_in(envelope, failure.error)
-        except GeneratorExit:
-            raise
         except BaseException as error:  # also a cancellation that the user's function met in a task it awaited
+            if type(error) is GeneratorExit and _is_ours(error):
+                raise
             return Failure(error)
 
     def crash_in(self, envelope: Envelope, error: StorageError) -> Any:
@@ -400,8 +447,8 @@ class Cell(StoredTurns):
         """Send a reply, through the gate."""
         if self.gate is not None:
             self.gate.answer(envelope.waiter, reply)
-        elif not envelope.waiter.done():
-            envelope.waiter.set_result(reply)
+        else:
+            give(envelope.waiter, reply)
 
     # What it is doing
 
@@ -428,7 +475,7 @@ class Cell(StoredTurns):
             await self.runtime.activate(self)
         except Exception as error:
             for envelope in iter(self.mailbox.take, None):
-                envelope.waiter.set_result(Failure(error))
+                give(envelope.waiter, Failure(error))
             if not isinstance(error, DgentError):
                 self.runtime.emit("crashed", self.name, error=error)
 
@@ -439,11 +486,14 @@ class Cell(StoredTurns):
                 await self.backend.close()
         except Exception as error:
             self.runtime.emit("warning", self.name, message="its backend could not be closed", error=error)
+        self.runtime.resources.unclaim(self.backend)
 
     async def _passivate(self) -> None:
         """Leave memory: all is durable, and no message waits."""
         on_idle, self.on_idle = self.on_idle, None
         await self.let_go()
+        if self.phase is Phase.STOPPED:  # its runtime waited no longer
+            return
         self.phase = Phase.PASSIVE
         if self.expiry is not None:
             self.expiry.cancel()
@@ -461,16 +511,32 @@ class Cell(StoredTurns):
             self.expiry.cancel()
         if self.backend is not None:
             await self.let_go()
+        stopping = self.stopping or ActorStoppedError("stopped", actor=self.name)
         for envelope in iter(self.mailbox.take, None):
-            envelope.waiter.set_result(Failure(self.stopping or ActorStoppedError("stopped", actor=self.name)))
+            give(envelope.waiter, Failure(stopping))
+        self._answer_in_hand(
+            ActorStoppedError(stopping.message, actor=self.name, outcome="unknown", hint=stopping.hint)
+        )
+        refuse_in_doubt(self, error)
         self.runtime.ended(self, error)
         waiters, self.stopped = self.stopped or (), None
         if self.virtual and not self.runtime.closing:
             self.phase, self.stopping, self.error = Phase.PASSIVE, None, None
         for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(error)
+            give(waiter, error)
         self.notify()
+
+
+def _is_ours(error: GeneratorExit) -> bool:
+    """Say whether it closes our own coroutine, whose loop is gone, and was not raised by the user's function."""
+    assert error.__traceback__ is not None
+    return error.__traceback__.tb_next is None
+
+
+@cache
+def _storable(scalars: frozenset[type]) -> frozenset[type]:
+    """Return those of which each value can be stored, whatever its size, and whatever it holds."""
+    return scalars - {str, bytes}
 
 
 def _scalars(schema: Any) -> frozenset[type]:

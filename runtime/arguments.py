@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from dgents.runtime.errors import UnsupportedOperationError
+
+_LONGEST = 100 * 366 * 86400.0  # seconds: a century, which every clock and every store can count
 
 # Methods of refs that only some agents' actors have.
 _ELSEWHERE = {
@@ -64,6 +68,32 @@ def check_number(what: str, name: str, value: Any) -> None:
         raise TypeError(f"{what}: {name} is {value!r}; give a whole number")
 
 
+def check_limit(what: str, limit: Any) -> None:
+    """Refuse what is no number of the newest versions; None stands for all of them.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is negative.
+    """
+    if limit is None:
+        return
+    check_number(what, "limit", limit)
+    if limit < 0:
+        raise ValueError(f"{what}: limit is {limit}; give 0 or more, or None for all that are kept")
+
+
+def check_changes(what: str, changes: Any) -> None:
+    """Refuse what is no patch; raises TypeError."""
+    if not isinstance(changes, Mapping):
+        raise TypeError(f"{what}: give a mapping, {{'path.to.field': value}}, not {changes!r}")
+
+
+def check_name(what: str, name: Any) -> None:
+    """Refuse what can't be the name of an actor, to look one up; raises TypeError."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what}: {name!r} is no name; give a string")
+
+
 def check_text(what: str, name: str, value: Any) -> None:
     """Refuse what is no text that a store could keep.
 
@@ -75,7 +105,89 @@ def check_text(what: str, name: str, value: Any) -> None:
         raise TypeError(f"{what}: {name} is {value!r}; give a string")
     if not value:
         raise ValueError(f"{what}: {name} is empty; give a string that names it")
+    if not is_encodable(value):
+        raise ValueError(f"{what}: {name} {value!r} has a lone surrogate, which no store can hold")
+
+
+def check_count(name: str, value: Any, *, least: int = 1, most: int | None = None, of: str = "whole number") -> None:
+    """Refuse what is no count: a truth value, a fraction, or one out of range.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        bounds = f"{least:,} or more" if most is None else f"from {least:,} to {most:,}"
+        raise ValueError(f"{name} is {value!r}; give a {of}, {bounds}")
+
+
+def check_history(value: Any) -> None:
+    """Refuse a ``max_history`` that is no number of versions; raises ValueError."""
+    check_count("max_history", value, least=0, of="number of versions")
+
+
+def check_seconds(name: str, value: Any, *, positive: bool = True, bounded: bool = True, default: str = "") -> None:
+    """Refuse what is no time in seconds: a truth value, NaN, a negative one.
+
+    Args:
+        positive: 0 is none either.
+        bounded: nor is one beyond any clock.
+        default: what else could be given, for the message.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not is_number(value) or not (value > 0 if positive else value >= 0) or (bounded and value > _LONGEST):
+        least = "more than 0" if positive else "0 or more"
+        raise ValueError(f"{name} is {value!r}; give seconds, {least}{default}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Refuse what is none of ``choices``; raises ValueError."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(f"{name} is {value!r}; give one of {', '.join(map(repr, choices))}")
+
+
+def check_path(name: str, value: Any) -> str:
+    """Return a path as text.
+
+    Raises:
+        TypeError: it is neither text nor a path.
+        ValueError: it names no file, or one that no database and no record could name.
+    """
+    if isinstance(value, type):
+        raise TypeError(f"{name} is the class {value.__name__}; give a path")
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise TypeError(f"{name} is {path!r}; give a path, as text or a pathlib.Path")
+    if not path or "\0" in path:
+        raise ValueError(f"{name} {path!r} names no file")
+    if not is_encodable(path):
+        raise ValueError(f"{name} {path!r} is no text that could be stored: a part of it can't be decoded")
+    return path
+
+
+def check_key(name: str, value: Any) -> str:
+    """Return the name of a state in its store.
+
+    Raises:
+        TypeError: it is no text; a class is taken for the schema that it was meant to be.
+        ValueError: it is empty, or holds a lone surrogate.
+    """
+    if isinstance(value, type):
+        raise TypeError(f"{name} is the class {value.__name__}; give schema={value.__name__}")
+    check_text("the description of an agent", name, value)
+    return value  # type: ignore[no-any-return]
+
+
+def is_encodable(text: str) -> bool:
+    """Say whether ``text`` can be written as UTF-8: it holds no lone surrogate."""
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{what}: {name} {value!r} has a lone surrogate, which no store can hold") from error
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_number(value: Any) -> bool:
+    """Say whether ``value`` is an int or a float: no truth value, and not NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value

@@ -4,9 +4,10 @@ A codec works in one of three ways, chosen once from its schema:
 
 * **untyped** (no schema): MessagePack, with extension types for what it lacks (`extensions`). Exact types
   only: a subclass of dict is refused, as it would come back as a dict.
-* **typed**: msgspec, by the schema. msgspec does not validate what it encodes, so each encoded state is
-  decoded again and compared. That costs as much as a load (0.8 of 1.2 µs for a dataclass of four fields);
-  then no state can be stored that can't be loaded, or would come back as another.
+* **typed**: msgspec, by the schema. msgspec does not validate what it encodes, so each state is looked at, type by
+  type (`exact`), and where that does not tell enough, decoded again and compared. That costs as much as a load (0.8 of
+  1.2 µs for a dataclass of four fields); then no state can be stored that can't be loaded, or would come back as
+  another. A time in a zone, which msgspec would move to UTC, is stored as in the mixed way.
 * **mixed**: a schema with places that say ``Any`` or ``list``, or with Pydantic models: packed as untyped,
   with the schema's own classes as maps, converted on the way back, compared type by type: ten times slower.
 
@@ -15,6 +16,7 @@ What is stored in one way is read in the others, so a schema may be tightened, o
 
 from __future__ import annotations
 
+import datetime
 import enum
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -32,12 +34,13 @@ from dgents.runtime.errors import (
 from dgents.runtime.extensions import LocalClasses, NestingError, Tree, UnsupportedValueError
 from dgents.runtime.migrations import Migration, Migrations
 from dgents.runtime.roundtrip import check_parts, find_difference, find_fault
-from dgents.runtime.shapes import SCALARS, field_names, immutable, is_exact, part_hint
+from dgents.runtime.shapes import SCALARS, children, field_names, immutable, part_hint
 from dgents.runtime.typed import Converter
 
 S = TypeVar("S")
 
 _MAX_TREES = 100  # extensions inside one another: each takes several frames, of Python and of C
+_SOME_KEY = "[...]"  # what msgspec says for the key of a dict
 _MAX_PARTS = 1024  # paths may hold keys from users' data: the table of parts must not grow with them
 
 
@@ -77,7 +80,7 @@ class Codec(Generic[S]):
         self.actor = actor
         untyped = schema is None or schema is Any or schema is object or isinstance(schema, TypeVar)
         self._converter = None if untyped else Converter(schema)
-        self._typed = self._converter if self._converter and is_exact(schema) else None
+        self._typed = self._converter if self._converter and self._converter.exact else None
         self._classes = LocalClasses() if local else None
         self._set_tree()
         self.read = self._reader()
@@ -109,19 +112,26 @@ class Codec(Generic[S]):
             data: bytes = typed.encode(state)
             if len(data) > self.bounds.unscanned:
                 self.bounds.scan(data)
+            keeps = typed.keeps(state)
+            if keeps and typed.is_faithful:
+                return data
             stored = typed.decode(data)
-        except (ValueError, TypeError, OverflowError, RecursionError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             # An int beyond 64 bits, or a state that can't be stored: then the tree fails too, and says where.
             return self._encode_tree(state)
         try:
-            if stored == state:
+            if keeps and stored == state:
                 return data
         except MemoryError:
             raise
         except Exception:  # the equality of an array, or of a user's class, may raise anything
             pass
-        self._refuse_difference(state, stored)
-        return data
+        found = find_difference(state, stored)
+        if found is None:
+            return typed.encode_whole(state)
+        if isinstance(found.part, datetime.datetime | datetime.time):
+            return self._encode_tree(state)  # which keeps the zone, or says what it can't keep
+        raise self._unstorable(found.path, found.reason)
 
     def _encode_tree(self, state: S) -> bytes:
         data = self._tree.pack(state)
@@ -129,13 +139,9 @@ class Codec(Generic[S]):
             return data
         if self.bounds.inspect(data):
             check_parts(state, self.bounds.max_depth)
-        if self._converter is not None:
-            self._refuse_difference(state, self._converter.convert(self._tree.decode(data)))
+        if self._converter is not None and (found := find_difference(state, self.decode(data))) is not None:
+            raise self._unstorable(found.path, found.reason)
         return data
-
-    def _refuse_difference(self, state: S, stored: Any) -> None:
-        if (difference := find_difference(state, stored)) is not None:
-            raise self._unstorable(*difference)
 
     def decode(self, data: bytes, version: int | None = None) -> S:
         """Return the state that ``data`` holds.
@@ -199,6 +205,22 @@ class Codec(Generic[S]):
         except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
             raise self._corrupt(error) from error
 
+    def complete(self, data: bytes, state: S) -> bytes:
+        """Return ``data``, which was decoded as ``state``, with what that added: the defaults of fields it lacks.
+
+        Then a part of the state is what it is in the whole, and stays so when the defaults become others.
+        """
+        if self._converter is None:
+            return data
+        try:
+            written = self._tree.pack(state) if self._typed is None else self._typed.encode_whole(state)
+            whole = data if written == data else self.encode(state)
+        except MemoryError:
+            raise
+        except Exception:  # it can be read, and could not be written so: it stays as it is
+            return data
+        return data if whole == data else whole
+
     def from_tree(self, tree: Any) -> bytes:
         """Return as bytes what `to_tree` returned, or what became of it; raises as `encode` does."""
         return self._part((), None).encode(tree)
@@ -251,10 +273,10 @@ class Codec(Generic[S]):
 
     def _refusal(self, state: S, error: Exception) -> StateError:
         """Return the error that says which part of ``state`` can't be stored, and why."""
-        if isinstance(error, StateError):
-            return error
         if isinstance(error, msgspec.ValidationError):
-            return self._mismatch(error)
+            error = self._mismatch(error)
+        if isinstance(error, StateError):
+            return self._located(state, error)
         culprit: Any = None
         reason, hint = str(error), None
         if isinstance(error, UnicodeEncodeError):
@@ -274,9 +296,33 @@ class Codec(Generic[S]):
 
     def _mismatch(self, error: Exception) -> StateSerializationError:
         """Return the error that names the field, what was expected, and what was found."""
-        text, _, place = str(error).partition(" - at `")
-        path = place.rstrip("`") or "$"
+        text, *places = str(error).split(" - at `")  # of Pydantic, and of msgspec around it
+        path = "$"
+        for place in reversed(places):
+            part, _, inside = place.rstrip("`").rpartition("` in `")
+            path += inside.removeprefix("$")
+            text = f"{part} of it: {text}" if part else text
         text = text.replace("`", "").replace("Expected", "expected").replace(", got", ", found")
+        return self._unfit(path, text)
+
+    def _located(self, state: S, error: StateError) -> StateError:
+        """Return ``error`` with its whole path: of a value in a dict, msgspec does not say under which key it is."""
+        if not isinstance(error, StateSerializationError) or _SOME_KEY not in (error.path or ""):
+            return error
+        for step, part in children(state):
+            if step.startswith(".<key "):
+                continue
+            try:
+                self.at((step.strip(".[]'"),)).encode(part)
+            except StateNotFoundError:
+                continue
+            except StateSerializationError as closer:
+                if closer.path is not None and _SOME_KEY not in closer.path:
+                    path = step + closer.path.removeprefix("$")
+                    return self._unfit(f"${path}", closer.message.partition(f"{closer.path}: ")[2])
+        return error
+
+    def _unfit(self, path: str, text: str) -> StateSerializationError:
         message = f"the state{self._of()} does not fit its schema {_name(self.schema)}: {path}: {text}"
         return StateSerializationError(message, path=path, actor=self.actor)
 

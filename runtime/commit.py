@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgents.runtime.contract import Backend, Record, Request, Store, Write
 from dgents.runtime.errors import DgentError, StorageError
+from dgents.runtime.loops import give
 
 if TYPE_CHECKING:
     from dgents.runtime.loops import Loop, Waiter
@@ -62,7 +63,10 @@ class Failure:
         """Return the error for one of several who wait: each raises its own, with a traceback of its own."""
         if not isinstance(self.error, DgentError):
             return self.error
-        error = copy(self.error)
+        try:
+            error = copy(self.error)
+        except Exception:  # of a class of the user's, which only says how it is made: better shared than not raised
+            return self.error
         error.__cause__ = self.error.__cause__
         return error
 
@@ -174,11 +178,9 @@ class Staged:
         waiters, replies, failure = self._waiters, self._replies, self.error and Failure(self.error)
         self._waiters = self._replies = ()
         for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(failure)
+            give(waiter, failure)
         for waiter, reply in replies:
-            if not waiter.done():
-                waiter.set_result(failure or reply)
+            give(waiter, failure or reply)
 
 
 class Committer:

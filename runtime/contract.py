@@ -8,7 +8,7 @@ a server) share one **store**, and a store commits the writes of many actors at 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -50,6 +50,20 @@ class Opened(msgspec.Struct):
 
     record: Record | None
     epoch: int
+
+
+class StateIdentity(NamedTuple):
+    """Which state it is that a backend keeps, however the place is called.
+
+    Attributes:
+        place: equal for all agents that reach the same place.
+        key: what the state is called there.
+        text: how the place is called in messages, without secrets.
+    """
+
+    place: Hashable
+    key: str
+    text: str
 
 
 class Write(msgspec.Struct):
@@ -97,6 +111,9 @@ class Backend(Protocol):
         max_history: how many versions are kept, the current one among them; 0 keeps the current one only.
         deltas: whether the store can keep ``Record.delta`` in place of ``Record.data``.
         store: where the writes go; None for a state that is not stored at all. Valid once open.
+
+    A backend of a database or a server may have an attribute ``identity``, a `StateIdentity`: two actors of one runtime
+    may have the same one only if both are shared. (Files have their locks.)
     """
 
     key: str

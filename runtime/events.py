@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dgents.runtime.loops import give
+
 if TYPE_CHECKING:
     from dgents.runtime.loops import Loop, Waiter
 
@@ -107,5 +109,5 @@ class EventStream(AsyncIterator[Event]):
         return self._pending.popleft()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None:
+            give(self._waiter, None)

@@ -2,16 +2,17 @@
 
 The layout: plain MessagePack, and these extension types for the rest.
 
-    1 tuple   2 set   3 frozenset            a MessagePack array
+    1 tuple   2 set   3 frozenset            a MessagePack array; the items of sets in one order, whatever their hashes
     4 int beyond 64 bits                     two's complement, big-endian
-    5 datetime  6 date  7 time  9 Decimal    their text (a datetime in UTC: MessagePack's own timestamp, -1)
+    5 datetime  6 date  7 time  9 Decimal    their text, see `times` (a datetime in UTC: MessagePack's timestamp, -1)
     8 timedelta                              days, seconds, microseconds
     10 UUID   11 complex                     16 bytes
     13 numpy array   14 numpy scalar         dtype, shape, bytes in C order
     15 an instance of a local class          number in a table in memory, its fields
 
 Nothing here imports, looks up or calls what the data names: a reader is chosen by number in a fixed table, a
-numpy dtype must match a pattern, and a local class is an index into the table of the codec that wrote it.
+numpy dtype must match a pattern, a time zone is looked up among time zones only, and a local class is an index into
+the table of the codec that wrote it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import struct
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -32,6 +33,7 @@ import msgpack
 import msgspec
 
 from dgents.runtime.shapes import field_names, is_pydantic
+from dgents.runtime.times import read_time, write_time
 
 TUPLE, SET, FROZENSET, BIGINT, DATETIME, DATE, TIME, TIMEDELTA, DECIMAL = range(1, 10)
 UUID, COMPLEX, ARRAY, SCALAR, INSTANCE = 10, 11, 13, 14, 15
@@ -41,6 +43,7 @@ Adapt: TypeAlias = Callable[[Any], Any]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _DTYPE = re.compile(r"[<>|][biufcmMSU][1-9][0-9]{0,8}(\[[0-9]{0,6}[A-Za-zμ]{1,7}\])?")
 _KEPT_PACKER_BYTES = 256 * 1024
+_ORDERED = {str, int, bytes}  # as the items of a set; NaN is in order with nothing
 _BUILTIN_BASES = (dict, list, set, frozenset, str, int, float, bytes, bytearray, BaseException)
 
 
@@ -192,16 +195,17 @@ def _assemble(cls: Any, fields: Any) -> Any:
 
 
 def _write_datetime(value: datetime.datetime, tree: Tree) -> Any:
-    if value.tzinfo is datetime.UTC:
+    if value.tzinfo is datetime.UTC and not value.fold:
         since = value - _EPOCH
         return msgpack.Timestamp(since.days * 86400 + since.seconds, since.microseconds * 1000)
-    return msgpack.ExtType(DATETIME, value.isoformat().encode())
+    return _write_clock(DATETIME, value)
 
 
-def _write_time(value: datetime.time, tree: Tree) -> Any:
-    if value.tzinfo is not None and value.utcoffset() is None:
-        raise UnsupportedValueError(value, "a time of a zone whose offset depends on the date can't be stored")
-    return msgpack.ExtType(TIME, value.isoformat().encode())
+def _write_clock(code: int, value: datetime.datetime | datetime.time) -> Any:
+    try:
+        return msgpack.ExtType(code, write_time(value).encode())
+    except ValueError as error:
+        raise UnsupportedValueError(value, str(error)) from error
 
 
 def _write_int(value: int, tree: Tree) -> Any:
@@ -212,8 +216,16 @@ def _write_timedelta(value: datetime.timedelta, tree: Tree) -> Any:
     return msgpack.ExtType(TIMEDELTA, struct.pack(">iii", value.days, value.seconds, value.microseconds))
 
 
-def _array(code: int) -> Callable[[Any, Tree], Any]:
-    return lambda value, tree: msgpack.ExtType(code, tree.inner.pack(list(value)))
+def in_order(items: Collection[Any], pack: Callable[[Any], bytes]) -> list[Any]:
+    """Return the items of a set in an order that depends on them alone: of themselves, or of their bytes."""
+    kinds = set(map(type, items))
+    if len(kinds) == 1 and kinds <= _ORDERED:
+        return sorted(items)
+    return sorted(items, key=pack)
+
+
+def _set(code: int) -> Callable[[Any, Tree], Any]:
+    return lambda value, tree: msgpack.ExtType(code, tree.inner.pack(in_order(value, tree.inner.pack)))
 
 
 def _text(code: int) -> Callable[[Any, Tree], Any]:
@@ -258,13 +270,13 @@ def _read_decimal(payload: memoryview, tree: Tree) -> decimal.Decimal:
 
 
 _WRITERS: Mapping[type, Callable[[Any, Tree], Any]] = {
-    tuple: _array(TUPLE),
-    set: _array(SET),
-    frozenset: _array(FROZENSET),
+    tuple: lambda value, tree: msgpack.ExtType(TUPLE, tree.inner.pack(list(value))),
+    set: _set(SET),
+    frozenset: _set(FROZENSET),
     int: _write_int,
     datetime.datetime: _write_datetime,
     datetime.date: lambda value, tree: msgpack.ExtType(DATE, value.isoformat().encode()),
-    datetime.time: _write_time,
+    datetime.time: lambda value, tree: _write_clock(TIME, value),
     datetime.timedelta: _write_timedelta,
     decimal.Decimal: _text(DECIMAL),
     uuid.UUID: lambda value, tree: msgpack.ExtType(UUID, value.bytes),
@@ -276,9 +288,9 @@ _READERS: Mapping[int, Callable[[memoryview, Tree], Any]] = {
     SET: lambda payload, tree: set(tree.inner.decode(payload)),
     FROZENSET: lambda payload, tree: frozenset(tree.inner.decode(payload)),
     BIGINT: lambda payload, tree: int.from_bytes(payload, "big", signed=True),
-    DATETIME: lambda payload, tree: datetime.datetime.fromisoformat(str(payload, "utf-8")),
+    DATETIME: lambda payload, tree: read_time(datetime.datetime, str(payload, "utf-8")),
     DATE: lambda payload, tree: datetime.date.fromisoformat(str(payload, "utf-8")),
-    TIME: lambda payload, tree: datetime.time.fromisoformat(str(payload, "utf-8")),
+    TIME: lambda payload, tree: read_time(datetime.time, str(payload, "utf-8")),
     TIMEDELTA: _read_timedelta,
     DECIMAL: _read_decimal,
     UUID: lambda payload, tree: uuid.UUID(bytes=bytes(payload)),

@@ -30,6 +30,7 @@ class Freshness(StateTurns):
         "expiry",
         "free",
         "fresh",
+        "heard",
         "hit",
         "listening",
         "loop",
@@ -45,6 +46,7 @@ class Freshness(StateTurns):
     fresh: bool  # the state in memory is the newest that we know of
     free: bool  # a turn may run in its caller's task
     hit: bool  # so may one that only reads: as `free`, and for a cached shared state that is fresh
+    heard: int  # how often memory may have become older than the store
     listening: bool  # to what other processes change
     expiry: Timer | None  # when a cached state is to be read again
     evictions: int
@@ -59,6 +61,8 @@ class Freshness(StateTurns):
         running = self.phase is Phase.RUNNING
         self.free = running and not self.is_shared and (self.fresh or self.ttl is None)
         self.hit = self.free or (running and self.is_cached and self.fresh)
+        if self.behind is not None and self.behind.is_full:  # then writers wait, and loads only behind them
+            self.free = False
 
     @property
     def is_cached(self) -> bool:
@@ -71,17 +75,18 @@ class Freshness(StateTurns):
         ttl: float | None = getattr(self.backend, "ttl", None) if self.is_cached else None
         return ttl
 
-    def is_fresh(self) -> None:
-        """Memory is what the store has, as of now."""
-        self.fresh = True
+    def is_fresh(self, heard: int) -> None:
+        """Memory is what the store had when ``heard`` was as given; what was heard of since has made it old again."""
+        self.fresh = heard == self.heard
         ttl = self.ttl
-        if ttl is not None:
+        if ttl is not None and self.fresh:
             if self.expiry is not None:
                 self.expiry.cancel()
             self.expiry = self.runtime.timetable.call_later(ttl, self.expire)
 
     def expire(self) -> None:
         """Memory may not be what the store has: the next turn reads it again."""
+        self.heard += 1
         if self.fresh:
             self.fresh = self.free = self.hit = False
             self.evictions += 1

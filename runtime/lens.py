@@ -35,6 +35,7 @@ class Lens(Generic[P]):
 
     def at(self, path: str) -> Lens[Any]:
         """Return a lens on a part of this part."""
+        parse_path(path)
         return Lens(self._ref, f"{self.path}.{path}")
 
     async def load(self, *, default: Any = MISSING) -> P:

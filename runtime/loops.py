@@ -8,22 +8,27 @@ them before it closes.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import sys
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from functools import partial
+from types import coroutine
 from typing import Any, Protocol
-
-# What runs in the runtime's own tasks starts from an empty context, not from that of whoever happened to wake it.
-_BLANK = contextvars.Context()
 
 
 class Waiter(Protocol):
-    """A one-shot result that one task awaits. Set at most once; setting an abandoned one does nothing."""
+    """A one-shot result that one task awaits; it is set by `give`. A task that is cancelled abandons its waiter."""
 
     def done(self) -> bool: ...
     def set_result(self, result: Any, /) -> None: ...
     def __await__(self) -> Generator[Any, None, Any]: ...
+
+
+def give(waiter: Waiter, result: Any) -> None:
+    """Set the result of a waiter, unless it has one, or nobody awaits it any more."""
+    if not waiter.done():
+        waiter.set_result(result)
 
 
 class Timer(Protocol):
@@ -51,6 +56,10 @@ class Loop(Protocol):
     async def checkpoint(self) -> None: ...
     async def sleep(self, seconds: float) -> None: ...
 
+    def awaits(self, task: Any, other: Any) -> bool:
+        """Say whether ``task`` waits for ``other`` now, directly or through others, as far as that can be seen."""
+        ...
+
     async def wait_shielded(self, waiter: Waiter) -> Any:
         """Await a waiter to its end, and only then let a cancellation through.
 
@@ -65,6 +74,7 @@ class AsyncioLoop:
     name = "asyncio"
 
     def __init__(self) -> None:
+        self._blank = blank_context(self.name)
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self.waiter: Callable[[], Waiter] = self._loop.create_future
@@ -77,12 +87,12 @@ class AsyncioLoop:
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> None:
-        task = self._loop.create_task(fn(*args), context=_BLANK.copy() if context is None else context)
+        task = self._loop.create_task(fn(*args), context=self._blank.copy() if context is None else context)
         self._tasks.add(task)  # asyncio itself keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
 
     def call_later(self, delay: float, fn: Callable[..., Any], *args: Any) -> Timer:
-        return self._loop.call_later(delay, fn, *args)
+        return self._loop.call_later(delay, fn, *args, context=self._blank.copy())
 
     def call_threadsafe(self, fn: Callable[..., Any], *args: Any) -> None:
         self._loop.call_soon_threadsafe(fn, *args)
@@ -92,6 +102,23 @@ class AsyncioLoop:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    def awaits(self, task: Any, other: Any) -> bool:
+        # Up from what is awaited, by the callbacks of futures: what they will wake, or complete.
+        to_see: list[asyncio.Future[Any]] = [other]
+        seen = set()
+        while to_see:
+            future = to_see.pop()
+            seen.add(future)
+            for callback, *_ in getattr(future, "_callbacks", None) or ():
+                for target in _targets(callback):
+                    if target is task:
+                        return True
+                    if isinstance(target, concurrent.futures.Future):
+                        return True  # a thread waits, and it got the task's context from the turn
+                    if isinstance(target, asyncio.Future) and target not in seen:
+                        to_see.append(target)
+        return False
 
     async def wait_shielded(self, waiter: Any) -> Any:
         cancelled: asyncio.CancelledError | None = None
@@ -103,6 +130,32 @@ class AsyncioLoop:
         if cancelled is not None:
             raise cancelled
         return waiter.result()
+
+
+def blank_context(loop: str) -> contextvars.Context:
+    """Return what the runtime's own tasks and timers begin with: nothing of whoever happens to have made them."""
+    return contextvars.Context().run(context_for, loop)
+
+
+def context_for(loop: str) -> contextvars.Context:
+    """Return a copy of the running context, of another thread's, for tasks of this kind of event loop."""
+    context = contextvars.copy_context()
+    if (sniffio := sys.modules.get("sniffio")) is not None:  # by it anyio knows which loop it is in
+        context.run(sniffio.current_async_library_cvar.set, loop)
+    return context
+
+
+def _targets(callback: Any) -> Iterator[Any]:
+    """Yield what the callback of a future refers to, as `gather`, `wait`, `shield` and task groups make it."""
+    referred = [getattr(callback, "__self__", None), *getattr(callback, "args", ())]
+    for cell in getattr(callback, "__closure__", None) or ():
+        try:
+            referred.append(cell.cell_contents)
+        except ValueError:  # a variable that has no value yet
+            continue
+    for target in referred:
+        yield target
+        yield getattr(target, "_on_completed_fut", None)  # what a task group waits for at its end
 
 
 def _current_task_of(loop: asyncio.AbstractEventLoop) -> Callable[[], Any]:
@@ -121,6 +174,7 @@ class TrioLoop:
     def __init__(self) -> None:
         import trio  # an optional dependency: only a program that runs under trio comes here
 
+        self._blank = blank_context(self.name)
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
         self.time = trio.current_time
@@ -133,7 +187,7 @@ class TrioLoop:
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> None:
-        self._trio.lowlevel.spawn_system_task(fn, *args, context=_BLANK.copy() if context is None else context)
+        self._trio.lowlevel.spawn_system_task(fn, *args, context=self._blank.copy() if context is None else context)
 
     def call_later(self, delay: float, fn: Callable[..., Any], *args: Any) -> Timer:
         scope = self._trio.CancelScope()
@@ -154,6 +208,14 @@ class TrioLoop:
 
     async def sleep(self, seconds: float) -> None:
         await self._trio.sleep(seconds)
+
+    def awaits(self, task: Any, other: Any) -> bool:
+        # Up from what is awaited, by the nurseries that their parents wait at the end of.
+        while (nursery := other.parent_nursery) is not None and getattr(nursery, "_parent_waiting_in_aexit", True):
+            other = nursery.parent_task
+            if other is task:
+                return True
+        return False
 
     async def wait_shielded(self, waiter: Any) -> Any:
         with self._trio.CancelScope(shield=True):
@@ -192,6 +254,21 @@ class _TrioWaiter:
 
             yield from self._trio.lowlevel.wait_task_rescheduled(abort).__await__()
         return self._result
+
+
+@coroutine
+def in_context(context: contextvars.Context, pending: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Await a coroutine in the running task, each step of it in ``context``."""
+    step, argument = pending.send, None
+    while True:
+        try:
+            awaited = context.run(step, argument)
+        except StopIteration as done:
+            return done.value
+        try:
+            step, argument = pending.send, (yield awaited)
+        except BaseException as error:  # for the coroutine to deal with
+            step, argument = pending.throw, error
 
 
 def running_loop() -> Loop:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ RUN_AGAIN: Final = object()  # in place of a reply: the turn could not be finish
 
 
 class Envelope:
-    """One message on its way: a turn to run, and who waits for its reply."""
+    """One message on its way: a turn to run, in the context of its sender, and who waits for its reply."""
 
-    __slots__ = ("alone", "args", "crashes", "message", "started", "turn", "waiter")
+    __slots__ = ("alone", "args", "context", "crashes", "message", "started", "turn", "waiter")
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Envelope:
         self.args = args
         self.waiter = waiter
         self.message = message  # None: a method was called
+        self.context = copy_context()
         self.alone = alone  # can't be run twice, or together with others
         self.started = False
         self.crashes = 0  # a message in whose turn the actor crashed twice is set aside
@@ -88,7 +90,6 @@ class Mailbox:
         while self._queue:
             envelope = self._queue.popleft()
             if not envelope.withdrawn:
-                envelope.started = True
                 return envelope
         self._queue = None
         return None

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from dgents.runtime.arguments import check_function
+from dgents.runtime.arguments import check_changes, check_function, check_limit, check_number
 from dgents.runtime.errors import UnsupportedOperationError
-from dgents.runtime.turns import MISSING
+from dgents.runtime.turns import MISSING, own_copy
 
 if TYPE_CHECKING:
     from dgents.runtime.actor import Cell
@@ -57,6 +57,10 @@ class Save(Message[int], frozen=True):
     state: Any
     if_version: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.if_version is not None:
+            check_number("Save", "if_version", self.if_version)
+
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
         return cell.put, (*cell.encode(self.state), self.if_version, ref._guard(self.if_version)), False
 
@@ -66,7 +70,10 @@ class Save(Message[int], frozen=True):
 
 
 class Update(Message[Any], frozen=True):
-    """Replace the state by what a function makes of it; the reply is the new state."""
+    """Replace the state by what a function makes of it; the reply is the new state.
+
+    The default is copied when the message is sent; the function and ``args`` are passed on as they are.
+    """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...] = ()
@@ -76,7 +83,7 @@ class Update(Message[Any], frozen=True):
         check_function("Update", self.fn)
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
-        return cell.apply_queued, (self.fn, self.args, self.default), False
+        return cell.apply_queued, (self.fn, self.args, own_copy(self.default)), False
 
     def result(self, ref: Ref[Any], reply: Any) -> Any:
         state, version = reply
@@ -85,12 +92,15 @@ class Update(Message[Any], frozen=True):
 
 
 class Patch(Message[int], frozen=True):
-    """Set parts of the state by path; the reply is the new version."""
+    """Set parts of the state by path; the reply is the new version. The parts are copied when the message is sent."""
 
     changes: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        check_changes("Patch", self.changes)
+
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
-        return cell.patch, (dict(self.changes),), False
+        return cell.patch, (own_copy(dict(self.changes)),), False
 
 
 class Delete(Message[None], frozen=True):
@@ -108,6 +118,10 @@ class Append(Message[int], frozen=True):
 
     event: Any
     if_version: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.if_version is not None:
+            check_number("Append", "if_version", self.if_version)
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
         pack = getattr(cell, "pack", None)
@@ -140,6 +154,9 @@ class History(Message[list[Any]], frozen=True):
     """Ask for the kept versions, oldest first, the newest ``limit`` of them."""
 
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_limit("History", self.limit)
 
     def turn(self, ref: Ref[Any], cell: Cell) -> Turn:
         return cell.history, (self.limit,), True

@@ -19,11 +19,12 @@ class Migrations:
         actor: the name of the actor, for error messages.
 
     Raises:
+        TypeError: they are no functions by versions.
         ValueError: the steps have a gap.
     """
 
     def __init__(self, steps: Mapping[int, Migration] | None, actor: str | None) -> None:
-        self.steps = dict(steps or {})
+        self.steps = _checked(steps)
         self.version = 1 + max(self.steps, default=0)
         self.actor = actor
         known = sorted(self.steps)
@@ -56,3 +57,16 @@ class Migrations:
     def _error(self, message: str, hint: str | None = None) -> StateSerializationError:
         of = f" of {self.actor!r}" if self.actor else ""
         return StateSerializationError(f"the state{of} can't be read: {message}", hint=hint, actor=self.actor)
+
+
+def _checked(steps: Any) -> dict[int, Migration]:
+    if steps is None:
+        return {}
+    if not isinstance(steps, Mapping):
+        raise TypeError(f"migrations is {type(steps).__name__}; give functions by schema version: {{1: fn}}")
+    for version, step in steps.items():
+        if type(version) is not int:
+            raise TypeError(f"migrations: {version!r} is no schema version; give whole numbers: {{1: fn}}")
+        if not callable(step):
+            raise TypeError(f"migrations: the step from version {version} is {type(step).__name__}; give a function")
+    return dict(steps)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
-from contextvars import Context
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
+import anyio.to_thread
+
+from dgents.runtime.deadlock import called_by_thread, current_turn
+from dgents.runtime.loops import context_for
 from dgents.runtime.seen import Seen
 
 if TYPE_CHECKING:
@@ -23,39 +27,58 @@ class Portal:
     def __init__(self, runtime: BaseRuntime) -> None:
         self._runtime = runtime
         self._local = threading.local()
+        self._waiting: set[Future[Any]] = set()
 
     def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run ``fn(*args, **kwargs)``, sync or async, in the runtime's thread; wait for its result and return it.
 
+        It runs in a copy of the caller's context: it sees the caller's context variables, and the turn that the caller
+        belongs to. What it raises is raised here, whatever it is, and touches nothing else.
+
         Raises:
             RuntimeError: called from the runtime's own thread, where it would wait for itself.
             ActorStoppedError: the runtime is closed.
+            concurrent.futures.CancelledError: the call was cancelled in the event loop.
         """
-        if threading.get_ident() == self._runtime.thread:
+        if not callable(fn):
+            raise TypeError(f"portal.call: {fn!r} is no function; give one, and its arguments: portal.call(ref.load)")
+        if self._runtime.is_here():
             raise RuntimeError("portal.call waits, so it can't be used in the runtime's own thread: await the method")
         future: Future[Any] = Future()
-        context = self._context()
-        self._runtime.enter_from_thread(context, self._run, future, self._local.seen, fn, args, kwargs)
-        return future.result()
+        context = context_for(self._runtime.loop.name)
+        self._waiting.add(future)
+        try:
+            self._runtime.enter_from_thread(context, self._run, future, self._seen(), fn, args, kwargs)
+            return future.result()
+        finally:
+            self._waiting.discard(future)
+            if (turn := context.get(current_turn)) is not current_turn.get():
+                current_turn.set(turn)  # a transaction that the call began or ended is this thread's
 
-    def _context(self) -> Context:
-        """Return the context of this thread: each of its calls runs in a new task, but they are one sequence."""
-        context: Context | None = getattr(self._local, "context", None)
-        if context is None:
-            context = self._local.context = Context()
-            self._local.seen = Seen()
-        return context
+    def abandon(self, error: BaseException) -> None:
+        """Answer those who still wait: the event loop has ended."""
+        for future in list(self._waiting):
+            with suppress(InvalidStateError):
+                future.set_exception(error)
+
+    def _seen(self) -> Seen:
+        """Return what this thread has seen: each of its calls runs in a new task, but they are one sequence."""
+        seen: Seen | None = getattr(self._local, "seen", None)
+        if seen is None:
+            seen = self._local.seen = Seen()
+        return seen
 
     async def _run(self, future: Future[Any], seen: Seen, fn: Any, args: Any, kwargs: Any) -> None:
         try:
-            with self._runtime.coop.lend(seen):
+            with self._runtime.coop.lend(seen), called_by_thread(self._runtime.loop.current_task()):
                 result = fn(*args, **kwargs)
                 if hasattr(type(result), "__await__"):
                     result = await result
-        except BaseException as error:
+        except anyio.get_cancelled_exc_class():
+            future.set_exception(self._runtime.closed_error() if self._runtime.closed else CancelledError())
+            raise
+        except BaseException as error:  # an interrupt or an exit too: it is the caller's, the event loop goes on
             future.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
         else:
             future.set_result(result)
 
@@ -105,8 +128,6 @@ class SyncProxy:
 @contextmanager
 def in_thread(make_runtime: Callable[[], BaseRuntime]) -> Iterator[SyncProxy]:
     """Run a runtime in a thread of its own; its methods, and those of its refs, wait instead of being awaited."""
-    import anyio
-
     started: Future[BaseRuntime] = Future()
     ended = threading.Event()
 
@@ -129,8 +150,8 @@ def in_thread(make_runtime: Callable[[], BaseRuntime]) -> Iterator[SyncProxy]:
 
     thread = threading.Thread(target=run, name="dgents", daemon=True)
     thread.start()
-    runtime = started.result()
     try:
+        runtime = started.result()
         yield SyncProxy(runtime.portal, runtime)
     finally:
         ended.set()

@@ -28,26 +28,26 @@ async def recover(cell: Cell) -> None:
     """Restart an actor whose backend failed; return when it runs again, or has been stopped."""
     await cell.settled()
     retried = False
-    while True:
-        opened = await _reopen(cell)
-        if opened is None or not cell.is_restarting:  # its supervisor gave it up
-            refuse_in_doubt(cell, cell.error)
+    while (opened := await _reopen(cell)) is not None:
+        try:
+            remaining = await _settle_durable(cell, opened)
+            if remaining is not None and (retried or not _can_retry(cell, remaining, opened)):
+                _roll_back(cell, opened, remaining)
+                remaining = None
+        except Exception as reason:  # what is stored is no state of this actor's
+            cell.error = reason
+            continue
+        if not cell.is_restarting:
+            break
+        if remaining is not None:
+            retried = True
+            await _commit_again(cell, remaining, opened.epoch)
+            if remaining.error is not None:  # refused by the store: `settle` has stopped the actor
+                return
+        if remaining is None or remaining.is_open:
+            cell.run_again()
             return
-        remaining = await _settle_durable(cell, opened)
-        if remaining is None:
-            break
-        if retried or not _can_retry(cell, remaining, opened):
-            _refuse(cell, [remaining], "rolled_back")
-            _note_lost_history(cell, opened, remaining.base)
-            cell.adopt(opened)
-            break
-        retried = True
-        await _commit_again(cell, remaining, opened.epoch)
-        if remaining.is_open:
-            break
-        if remaining.error is not None:  # refused by the store: `settle` has stopped the actor
-            return
-    cell.run_again()
+    refuse_in_doubt(cell, cell.error)  # its supervisor gave it up
 
 
 async def _reopen(cell: Cell) -> Opened | None:
@@ -80,17 +80,16 @@ async def _open_again(cell: Cell) -> Opened:
     async with cell.behind.recovering():  # no flush is in the middle of a write under the old epoch
         await cell.backend.close()
         opened = await cell.backend.open()
-        if not cell.behind.is_overtaken(opened):  # which has stopped the actor
+        if not cell.behind.is_overtaken():  # which has stopped the actor
             cell.epoch = opened.epoch
         return opened
 
 
 async def _settle_durable(cell: Cell, opened: Opened) -> Staged | None:
     """Answer the writes that turn out to be stored; return the others, as one, or None."""
-    doubtful, cell.in_doubt = cell.in_doubt, ()
     record = opened.record
     remaining: Staged | None = None
-    for staged in doubtful:
+    for staged in cell.in_doubt:
         if cell.is_shared:
             await _settle_shared(cell, staged)
         elif record is not None and record.epoch == staged.records[-1].epoch and record.version >= staged.last:
@@ -99,6 +98,7 @@ async def _settle_durable(cell: Cell, opened: Opened) -> Staged | None:
             remaining = staged
         else:
             remaining.absorb(staged)
+    cell.in_doubt = ()
     if remaining is None:
         _note_lost_history(cell, opened, cell.version)
         cell.adopt(opened)
@@ -111,7 +111,7 @@ async def _settle_shared(cell: Cell, staged: Staged) -> None:
     """Ask the store whether a shared write happened (others may have written since); if not, run its turns again."""
     try:
         stored = await cell.backend.committed(staged.write())
-    except StorageError as error:
+    except Exception as error:
         stored, cell.error = None, error
     again = stored is False and cell.batch and not any(envelope.alone or envelope.crashes for envelope in cell.batch)
     if stored:
@@ -140,9 +140,18 @@ def _can_retry(cell: Cell, remaining: Staged, opened: Opened) -> bool:
     return stored == remaining.base and not isinstance(cell.error, OwnershipLostError)
 
 
+def _roll_back(cell: Cell, opened: Opened, remaining: Staged) -> None:
+    """Refuse the writes in doubt, and go back to what is stored."""
+    _refuse(cell, [remaining], "rolled_back")
+    _note_lost_history(cell, opened, remaining.base)
+    cell.adopt(opened)
+
+
 async def _commit_again(cell: Cell, remaining: Staged, epoch: int) -> None:
     """Commit the writes in doubt once more, under the new epoch."""
-    assert cell.committer is not None
+    store = cell.backend.store  # another one than before, if this was the last actor to have it open
+    assert store is not None
+    cell.committer = cell.runtime.committer(store)
     cell.epoch = epoch
     remaining.records = [replace(record, epoch=epoch) for record in remaining.records]
     cell.gate = remaining

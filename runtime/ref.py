@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import anyio
 
 from dgents.runtime.actor import Cell
-from dgents.runtime.arguments import check_function, check_number, check_text, missing_method
+from dgents.runtime.arguments import (
+    check_changes,
+    check_function,
+    check_limit,
+    check_number,
+    check_seconds,
+    check_text,
+    missing_method,
+)
 from dgents.runtime.commit import Failure
 from dgents.runtime.contract import Agent
 from dgents.runtime.errors import AskTimeoutError, StateNotFoundError
@@ -85,7 +93,7 @@ class Ref(Generic[S]):
         """Return the caller's own copy of the state.
 
         Args:
-            default: what to return when nothing is saved.
+            default: what to return, as it is, when nothing is saved.
             version: return this one of the kept versions.
 
         Raises:
@@ -157,10 +165,7 @@ class Ref(Generic[S]):
 
     async def history(self, limit: int | None = None) -> list[S]:
         """Return earlier states and the current one, oldest first; the newest ``limit`` of them."""
-        if limit is not None:
-            check_number(f"history of {self.name!r}", "limit", limit)
-            if limit < 0:
-                raise ValueError(f"limit is {limit}; give 0 or more, or None for all that are kept")
+        check_limit(f"history of {self.name!r}", limit)
         cell = self._live()
         forms = await cell.call(cell.history, limit, alone=True)
         if forms and not cell.absent:  # of a deleted state the newest version is none of these
@@ -218,7 +223,8 @@ class Ref(Generic[S]):
         Args:
             fn: a function, sync or async, of the caller's own copy of the state; it returns the new state. While an
                 async one runs, the actor takes no other message. On a shared store it may run more than once.
-            default: what ``fn`` gets when nothing was saved.
+            args: passed on as they are, to each run.
+            default: what ``fn`` gets when nothing was saved: a copy of it, to each run.
             request_id: the same id again is answered with the first result, and not applied again.
 
         Raises:
@@ -290,8 +296,7 @@ class Ref(Generic[S]):
             StateNotFoundError: nothing is saved, or a part on the way is missing; it names the path.
         """
         cell = self._live()
-        if not isinstance(changes, Mapping):
-            raise TypeError(f"patch of {self.name!r}: give a mapping, {{'path.to.field': value}}, not {changes!r}")
+        check_changes(f"patch of {self.name!r}", changes)
         version: int = await self._ask(cell, request_id, cell.patch, dict(changes))
         self._saw(version)
         return version
@@ -340,6 +345,7 @@ class Ref(Generic[S]):
 
     async def forget(self, name: str) -> None:
         """Cancel the reminder of this name; if there is none, nothing happens."""
+        check_text(f"forget of {self.name!r}", "name", name)
         cell = self._live()
         await cell.runtime.reminders.forget(cell, name)
 
@@ -381,6 +387,8 @@ class Ref(Generic[S]):
         """
         cell = self._live()
         _check_message(message)
+        if timeout is not None:
+            check_seconds("timeout", timeout, positive=False, bounded=False, default="; None waits as long as it takes")
         turn, args, alone = message.turn(self, cell)
         envelope = Envelope(turn, args, cell.loop.waiter(), message, alone=alone)
         with anyio.move_on_after(timeout):

@@ -5,102 +5,41 @@ own. Delivery is at least once: a reminder is crossed off after its turn is dura
 made of the reminder and its due time, so a state that is durable takes it once, whoever delivers it, and how often.
 
 Invariants
-  1. A reminder that is in the ledger and whose actor is here has one entry in the heap.
-  2. The timer is set for the first entry of the heap.
+  1. A reminder that is in the ledger and whose actor is here has one alarm, or is being delivered.
+  2. What is in no ledger, as far as this runtime knows, has no alarm.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from contextvars import Context
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import anyio
-import msgspec
-
+from dgents.runtime.alarms import Alarms, now
 from dgents.runtime.arguments import check_text
 from dgents.runtime.commit import Failure
-from dgents.runtime.contract import Agent, Resources
 from dgents.runtime.errors import ActorError, DgentError, StorageError, UnsupportedOperationError
+from dgents.runtime.ledger import Change, Ledger, OpenLedger, Reminder
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.messages import Message
 from dgents.runtime.phase import Phase
-from dgents.runtime.saved_message import SavedMessage, load_message, save_message
+from dgents.runtime.saved_message import load_message, save_message
 
 if TYPE_CHECKING:
     from dgents.runtime.actor import Cell
     from dgents.runtime.loops import Timer
-    from dgents.runtime.ref import Ref
     from dgents.runtime.runtime import BaseRuntime
 
-_LONGEST_SLEEP = 3600.0  # seconds; the wall clock may be set meanwhile
 _FIRST_RETRY, _LAST_RETRY = 0.5, 60.0  # seconds
 _LOOK_AGAIN = 10.0  # seconds between two looks into a ledger that other processes change too
 
 
-class Reminder(msgspec.Struct, frozen=True):
-    """One reminder, as the ledger keeps it. Times are seconds since 1970, UTC."""
-
-    id: str
-    due: float
-    every: float | None
-    message: SavedMessage
-
-    @property
-    def request_id(self) -> str:
-        """Names this delivery, so that a state takes it once."""
-        return f"dgents.remind/{self.id}/{self.due!r}"
-
-    def following(self, now: float) -> Reminder | None:
-        """Return the reminder after this delivery; what fell due several times meanwhile was delivered once."""
-        if self.every is None:
-            return None
-        missed = max(0, math.floor((now - self.due) / self.every))
-        return msgspec.structs.replace(self, due=self.due + (missed + 1) * self.every)
-
-
-Entries = dict[str, dict[str, Reminder]]  # by actor and by name
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """Where an agent's reminders are kept; agents of one store describe the same one.
-
-    Attributes:
-        agent: of the state that holds them, with the schema `Entries`.
-        exists: says, without making anything, whether there may be one.
-    """
-
-    agent: Agent
-    exists: Callable[[Resources], Awaitable[bool]]
-
-
-class _OpenLedger:
-    """A ledger that this runtime has looked at.
-
-    Attributes:
-        ref: of the actor that owns it; None while the store has none, and for states in memory.
-        entries: what it held when it was last read or changed from here.
-    """
-
-    def __init__(self) -> None:
-        self.lock = anyio.Lock()
-        self.ref: Ref[Entries] | None = None
-        self.entries: Entries = {}
-
-    @property
-    def is_shared(self) -> bool:
-        return self.ref is not None and self.ref._cell.is_shared
-
-    @property
-    def is_open(self) -> bool:
-        return self.ref is not None and self.ref._cell.phase is not Phase.STOPPED
+Key = tuple[Any, str, str]  # of an alarm: the ledger's, the actor and the name
 
 
 class Reminders:
@@ -108,9 +47,8 @@ class Reminders:
 
     def __init__(self, runtime: BaseRuntime) -> None:
         self._runtime = runtime
-        self._ledgers: dict[Any, _OpenLedger] = {}
-        self._heap: list[tuple[float, str, str, Any]] = []  # due, actor, name, ledger's key
-        self._timer: Timer | None = None
+        self._ledgers: dict[Any, OpenLedger] = {}
+        self._alarms: Alarms[Key] = Alarms(runtime, self._ring)
         self._looks: dict[Any, Timer] = {}  # of shared ledgers
         self._retries: list[Timer] = []  # of ledgers that could not be read
         self._delivering: set[str] = set()  # ids
@@ -125,14 +63,13 @@ class Reminders:
         check_text(f"remind of {cell.name!r}", "name", name)
         reminder = Reminder(uuid4().hex, *_times(at, every), save_message(cell, message))
         key, opened = await self._open(cell)
-        await self._change(opened, cell.name, lambda mine: {**mine, name: reminder})
-        self._schedule(reminder.due, cell.name, name, key)
+        self._heed(key, await opened.change(cell.name, name, lambda _: reminder))
 
     async def forget(self, cell: Cell, name: str) -> None:
         """Strike a reminder out; one that is not there is forgotten already."""
-        _, opened = await self._open(cell)
-        if name in opened.entries.get(cell.name, ()):
-            await self._change(opened, cell.name, lambda mine: {key: kept for key, kept in mine.items() if key != name})
+        key, opened = await self._open(cell)
+        if opened.is_shared or opened.get(cell.name, name) is not None:
+            self._heed(key, await opened.change(cell.name, name, lambda _: None))
 
     # Ledgers
 
@@ -147,40 +84,45 @@ class Reminders:
         ledger: Ledger | None = describe(cell.name)
         return (ledger.agent if ledger is not None else None), ledger
 
-    async def _open(self, cell: Cell) -> tuple[Any, _OpenLedger]:
+    async def _open(self, cell: Cell) -> tuple[Any, OpenLedger]:
         """Return the ledger of an actor, made if there is none."""
         key, ledger = self._key(cell)
-        opened = self._ledgers.setdefault(key, _OpenLedger())
+        opened = self._ledgers.setdefault(key, OpenLedger())
         if ledger is not None and not opened.is_open:
             async with opened.lock:
                 if not opened.is_open:
                     ref = await self._runtime.start_internal("reminders", ledger.agent)
-                    opened.entries = await ref.load(default={})
+                    self._heed(key, await opened.read(ref))
                     opened.ref = ref
-                    for actor, reminders in opened.entries.items():
-                        for name, reminder in reminders.items():
-                            self._schedule(reminder.due, actor, name, key)
                     if opened.is_shared and key not in self._looks:
                         self._looks[key] = self._runtime.loop.call_later(_LOOK_AGAIN, self._look, key)
         return key, opened
 
-    async def _change(
-        self, opened: _OpenLedger, actor: str, fn: Callable[[dict[str, Reminder]], dict[str, Reminder]]
-    ) -> None:
-        def change(entries: Entries) -> Entries:
-            mine = fn(entries.get(actor, {}))
-            others = {name: kept for name, kept in entries.items() if name != actor}
-            return {**others, actor: mine} if mine else others
+    def _heed(self, key: Any, changes: Sequence[Change]) -> None:
+        """Set an alarm for what is new in a ledger, and none any more for what is gone."""
+        for actor, name, before, after in changes:
+            if before is not None and (after is None or after.id != before.id):
+                self._delays.pop(before.id, None)
+            if after is None:
+                self._alarms.cancel((key, actor, name))
+            else:
+                has_begun = before is not None and before.id == after.id
+                self._set_alarm(key, actor, name, after, has_begun)
 
-        if opened.ref is None:  # of states in memory
-            opened.entries = change(opened.entries)
-        else:
-            opened.entries = await opened.ref.update(change, default={})
+    def _set_alarm(self, key: Any, actor: str, name: str, reminder: Reminder, has_begun: bool = False) -> None:
+        # One that has begun to repeat is due again in that many seconds, whatever becomes of the clock.
+        repeats = reminder.every is not None and (has_begun or reminder.due <= now() + reminder.every)
+        self._alarms.set((key, actor, name), reminder.due, reminder.every if repeats else None)
 
     def ledger(self, cell: Cell) -> Ledger | None:
         """Return where the reminders of an actor lie; None if in memory, or if it can't have any."""
         describe = getattr(cell.agent, "reminders", None)
         return describe(cell.name) if describe is not None else None
+
+    def _place(self, cell: Cell) -> Any:
+        """Return the key of its ledger; that of those in memory, if it can't have any."""
+        ledger = self.ledger(cell)
+        return ledger.agent if ledger is not None else None
 
     async def discover(self, cell: Cell, ledger: Ledger) -> None:
         """Find the reminders of an actor that has just come here, and queue those that fell due."""
@@ -191,75 +133,61 @@ class Reminders:
                     return
                 _, opened = await self._open(cell)
             else:  # another process that had the actor may have changed them
-                opened.entries = await opened.ref.load(default={})
+                self._heed(ledger.agent, await opened.read(opened.ref))
         except DgentError as error:
             message = f"its reminders can't be read; tried again in {_LAST_RETRY:.0f} s"
             self._runtime.emit("warning", cell.name, message=message, error=error)
             self._retries.append(self._runtime.loop.call_later(_LAST_RETRY, self._discover_again, cell, ledger))
             return
-        now = time.time()
         for name, reminder in opened.entries.get(cell.name, {}).items():
-            if reminder.due <= now:
+            if reminder.due <= now():
+                self._alarms.cancel((ledger.agent, cell.name, name))
                 self._deliver(cell, name, reminder, ledger.agent)
             else:
-                self._schedule(reminder.due, cell.name, name, ledger.agent)
+                self._set_alarm(ledger.agent, cell.name, name, reminder)
 
     def _discover_again(self, cell: Cell, ledger: Ledger) -> None:
         self._retries.pop(0)  # all have the same delay
         if not self._runtime.closing and cell.phase is not Phase.STOPPED:
             self._runtime.loop.start(self.discover, cell, ledger)
 
-    # The timer
+    # The alarms
 
-    def _schedule(self, due: float, actor: str, name: str, key: Any) -> None:
-        heapq.heappush(self._heap, (due, actor, name, _Unordered(key)))
-        self._set_timer()
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._heap and not self._runtime.closing:
-            delay = min(max(self._heap[0][0] - time.time(), 0.0), _LONGEST_SLEEP)
-            self._timer = self._runtime.loop.call_later(
-                delay, self._ring, self._heap[0][0] if delay < _LONGEST_SLEEP else 0.0
-            )
-
-    def _ring(self, until: float) -> None:
-        self._timer = None
-        until = max(until, time.time())
-        while self._heap and self._heap[0][0] <= until:
-            due, actor, name, key = heapq.heappop(self._heap)
-            reminder = self._ledgers[key.value].entries.get(actor, {}).get(name)
+    def _ring(self, alarm: Key) -> None:
+        """See to a reminder that is due; that of an actor that is not here is found when that is spawned again."""
+        key, actor, name = alarm
+        opened = self._ledgers[key]
+        reminder = opened.get(actor, name)
+        try:
             cell = self._runtime.addressable(actor)
-            # Replaced, forgotten, or of an actor that is not here: it is found again when that is spawned.
-            if reminder is not None and reminder.due <= due and cell is not None and self._key(cell)[0] == key.value:
-                if self._ledgers[key.value].is_shared:
-                    self._runtime.loop.start(self._deliver_if_still, cell, name, reminder, key.value)
-                else:
-                    self._deliver(cell, name, reminder, key.value)
-        self._set_timer()
+        except Exception as error:  # of a factory of virtual actors
+            self._runtime.emit("warning", actor, message=f"reminder {name!r} can't be delivered yet", error=error)
+            self._alarms.set(alarm, now() + _LAST_RETRY)
+            return
+        if reminder is None or cell is None or self._place(cell) != key:
+            if opened.ref is None:  # in memory, as the actor was that is gone
+                opened.drop(actor, name)
+            return
+        if opened.is_shared:
+            self._runtime.loop.start(self._deliver_if_still, cell, name, reminder, key)
+        else:
+            self._deliver(cell, name, reminder, key)
 
     async def _deliver_if_still(self, cell: Cell, name: str, reminder: Reminder, key: Any) -> None:
         """Deliver what another process has not delivered or forgotten since the ledger was read."""
         try:
             await self._read_again(key)
         except DgentError:
-            self._schedule(time.time() + _FIRST_RETRY, cell.name, name, key)
+            self._alarms.set((key, cell.name, name), now() + _FIRST_RETRY)
             return
-        if self._ledgers[key].entries.get(cell.name, {}).get(name) == reminder and not self._runtime.closing:
+        if self._ledgers[key].get(cell.name, name) == reminder and not self._runtime.closing:
             self._deliver(cell, name, reminder, key)
 
     async def _read_again(self, key: Any) -> None:
-        """Read a ledger that other processes change too; what is new in it is scheduled."""
+        """Read a ledger that other processes change too."""
         opened = self._ledgers[key]
         assert opened.ref is not None
-        known = {(actor, name, one.due) for actor, mine in opened.entries.items() for name, one in mine.items()}
-        opened.entries = await opened.ref.load(default={})
-        for actor, mine in opened.entries.items():
-            for name, one in mine.items():
-                if (actor, name, one.due) not in known:
-                    self._schedule(one.due, actor, name, key)
+        self._heed(key, await opened.read(opened.ref))
 
     def _look(self, key: Any) -> None:
         """Look into a shared ledger from time to time: another process may remind an actor that is here too."""
@@ -275,10 +203,9 @@ class Reminders:
 
     def close(self) -> None:
         """Deliver nothing more: the runtime ends."""
-        for timer in (self._timer, *self._retries, *self._looks.values()):
-            if timer is not None:
-                timer.cancel()
-        self._timer = None
+        self._alarms.close()
+        for timer in (*self._retries, *self._looks.values()):
+            timer.cancel()
 
     # Delivery
 
@@ -292,14 +219,14 @@ class Reminders:
             turn, args, _ = message.turn(self._runtime.blind_ref(cell), cell)
         except DgentError as error:
             message, turn, args = None, _refuse, (error,)
-        envelope = Envelope(cell.once, (reminder.request_id, turn, args, False), cell.loop.waiter(), message)
+        arguments = cell.once, (reminder.request_id, turn, args, False), cell.loop.waiter(), message
+        envelope = Context().run(Envelope, *arguments)  # nobody's
         self._delivering.add(reminder.id)
         cell.post(envelope)
         self._runtime.loop.start(self._cross_off, cell, name, reminder, key, envelope)
 
     async def _cross_off(self, cell: Cell, name: str, reminder: Reminder, key: Any, envelope: Envelope) -> None:
         """Wait for the turn, and put the next reminder in the place of this one."""
-        opened = self._ledgers[key]
         try:
             reply = await envelope.waiter
             error = reply.error if type(reply) is Failure else None
@@ -310,17 +237,17 @@ class Reminders:
             if not self._runtime.closing:
                 if cell.behind is not None:  # crossed off only when the store has it
                     await cell.call(cell.flush, alone=True)
-                await self._change(opened, cell.name, lambda mine: _cross_off(mine, name, reminder))
+                _, opened = await self._open(cell)
+                self._heed(key, await opened.change(cell.name, name, partial(_crossed_off, reminder)))
         except DgentError as error:
             if not isinstance(error, (StorageError, ActorError)):
                 self._runtime.emit("warning", cell.name, message=f"reminder {name!r} can't be crossed off", error=error)
-            delay = self._delays[reminder.id] = min(2 * self._delays.get(reminder.id, _FIRST_RETRY / 2), _LAST_RETRY)
-            self._schedule(time.time() + delay, cell.name, name, key)
+            if self._ledgers[key].get(cell.name, name) == reminder:
+                delay = min(2 * self._delays.get(reminder.id, _FIRST_RETRY / 2), _LAST_RETRY)
+                self._delays[reminder.id] = delay
+                self._alarms.set((key, cell.name, name), now() + delay)
         else:
             self._delays.pop(reminder.id, None)
-            following = opened.entries.get(cell.name, {}).get(name)
-            if following is not None:
-                self._schedule(following.due, cell.name, name, key)
         finally:
             self._delivering.discard(reminder.id)
 
@@ -329,25 +256,11 @@ def _refuse(error: Exception) -> None:
     raise error
 
 
-class _Unordered:
-    """A value in a heap's tuples that is never compared by its own order."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __lt__(self, other: object) -> bool:
-        return False
-
-
-def _cross_off(mine: dict[str, Reminder], name: str, reminder: Reminder) -> dict[str, Reminder]:
-    kept = mine.get(name)
+def _crossed_off(reminder: Reminder, kept: Reminder | None) -> Reminder | None:
+    """Return what is to be kept in the place of a reminder that was delivered."""
     if kept is None or kept.id != reminder.id or kept.due != reminder.due:
-        return mine  # replaced, or crossed off by another process
-    following = reminder.following(time.time())
-    others = {key: other for key, other in mine.items() if key != name}
-    return others if following is None else {**others, name: following}
+        return kept  # replaced, or crossed off by another process
+    return reminder.following()
 
 
 def _times(at: datetime | None, every: float | timedelta | None) -> tuple[float, float | None]:
@@ -358,10 +271,10 @@ def _times(at: datetime | None, every: float | timedelta | None) -> tuple[float,
         raise TypeError(f"remind: at={at!r}; give a datetime with a time zone")
     if at is not None and at.tzinfo is None:
         raise ValueError(f"remind: at={at} has no time zone; use datetime.now(UTC) + timedelta(...)")
-    if every is not None and not isinstance(every, timedelta | int | float):
+    if every is not None and (isinstance(every, bool) or not isinstance(every, timedelta | int | float)):
         raise TypeError(f"remind: every={every!r}; give seconds, or a timedelta")
     seconds = every.total_seconds() if isinstance(every, timedelta) else every
     if seconds is not None and not 0 < seconds < math.inf:
         raise ValueError(f"remind: every={every}; give seconds, more than 0")
-    due = at.timestamp() if at is not None else time.time() + (seconds or 0.0)
+    due = at.timestamp() if at is not None else now() + (seconds or 0.0)
     return due, None if seconds is None else float(seconds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeVar
@@ -9,7 +11,10 @@ from typing import Any, Protocol, TypeVar
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from dgents.runtime.loops import Loop
+from dgents.runtime.commit import innermost
+from dgents.runtime.contract import Backend, StateIdentity
+from dgents.runtime.errors import StateLockedError
+from dgents.runtime.loops import Loop, give
 
 T = TypeVar("T")
 
@@ -26,6 +31,7 @@ class SharedResources:
         self._values: dict[Hashable, Any] = {}
         self._users: dict[Hashable, int] = {}
         self._locks: dict[Hashable, anyio.Lock] = {}
+        self._claims: dict[Hashable, dict[str, tuple[tuple[Backend, str], ...]]] = {}  # by place and key: who has it
         self._threads = ExitStack()
         self._portal: BlockingPortal | None = None
         self.emit = emit
@@ -57,6 +63,42 @@ class SharedResources:
         if key not in self._values and not lock.locked():  # locked by one who opens it again
             self._locks.pop(key, None)
 
+    def claim(self, backend: Backend, actor: str) -> None:
+        """Take note that an actor is about to open a state.
+
+        Raises:
+            StateLockedError: another actor of this runtime has it, and not both are shared.
+        """
+        mine = innermost(backend)
+        state: StateIdentity | None = getattr(mine, "identity", None)
+        if state is None:
+            return
+        claims = self._claims.setdefault(state.place, {})
+        users = claims.get(state.key, ())
+        for theirs, other in users:
+            if "exclusive" in (mine.ownership, theirs.ownership):
+                raise StateLockedError(
+                    f"{actor!r} can't have the state {state.key!r} in {state.text}: "
+                    f"the actor {other!r} of this runtime has it",
+                    pid=os.getpid(),
+                    host=socket.gethostname(),
+                    actor=actor,
+                    key=state.key,
+                    hint=f"use rt.get({other!r}), give {actor!r} a key of its own, or both ownership='shared'",
+                )
+        claims[state.key] = (*users, (mine, actor))
+
+    def unclaim(self, backend: Backend) -> None:
+        """Take note that a state was closed, or could not be opened."""
+        mine = innermost(backend)
+        state: StateIdentity | None = getattr(mine, "identity", None)
+        if state is None:
+            return
+        claims = self._claims.get(state.place, {})
+        others = tuple(user for user in claims.pop(state.key, ()) if user[0] is not mine)
+        if others:
+            claims[state.key] = others
+
     async def run_asyncio(self, fn: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Await ``fn(*args)`` on an asyncio loop, to its end even if the caller is cancelled."""
         if self._loop.name == "asyncio":
@@ -70,12 +112,7 @@ class SharedResources:
             self._portal = self._threads.enter_context(start_blocking_portal("asyncio"))
         waiter = self._loop.waiter()
         future = self._portal.start_task_soon(fn, *args)
-
-        def wake() -> None:
-            if not waiter.done():
-                waiter.set_result(None)
-
-        future.add_done_callback(lambda _: self._loop.call_threadsafe(wake))
+        future.add_done_callback(lambda _: self._loop.call_threadsafe(give, waiter, None))
         await self._loop.wait_shielded(waiter)
         return future.result()
 

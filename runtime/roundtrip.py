@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+import datetime
+import decimal
+from typing import Any, NamedTuple
 
 import msgpack
 
 from dgents.runtime.shapes import SCALARS, children, field_names, step
+from dgents.runtime.times import is_same_time
 
+_CLOCKS = frozenset({datetime.datetime, datetime.time})
 # MessagePack's own packer takes these without a question, and they would come back as something else.
 _FOREIGN = frozenset({bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp})
 
 
-def find_difference(state: Any, stored: Any, path: str = "$") -> tuple[str, str] | None:
+class Difference(NamedTuple):
+    """The first part that would not come back as it is: where it is, how it would change, and the part itself."""
+
+    path: str
+    reason: str
+    part: Any
+
+
+def find_difference(state: Any, stored: Any, path: str = "$") -> Difference | None:
     """Return where ``stored`` is not what ``state`` is, down to the types, and how; None if it is the same.
 
     An int in the place of a float counts as the same: the schema says float, and the value is equal.
@@ -21,7 +33,7 @@ def find_difference(state: Any, stored: Any, path: str = "$") -> tuple[str, str]
     if type(stored) is not kind:
         if kind is int and type(stored) is float and state == stored:
             return None
-        return path, f"expected {type(stored).__name__}, found {kind.__name__}"
+        return Difference(path, f"expected {type(stored).__name__}, found {kind.__name__}", state)
     if kind is dict:
         return _differing_dict(state, stored, path)
     if kind not in SCALARS:
@@ -31,42 +43,49 @@ def find_difference(state: Any, stored: Any, path: str = "$") -> tuple[str, str]
             return _differing_part(state, stored, path)
     if _is_same(state, stored):
         return None
-    return path, f"{_short(state)} would come back as {_short(stored)}"
+    return Difference(path, f"{_short(state)} would come back as {_short(stored)}", state)
 
 
 def _is_same(one: Any, other: Any) -> bool:
+    if type(one) in _CLOCKS:
+        return is_same_time(one, other)
+    if type(one) is decimal.Decimal:  # not all of them can be compared, and equal ones may have more digits
+        return str(one) == str(other)
     if type(one).__module__ == "numpy":
         return bool(one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes())
     return bool(one == other) or bool(one != one and other != other)
 
 
-def _differing_dict(state: Any, stored: Any, path: str) -> tuple[str, str] | None:
+def _differing_dict(state: Any, stored: Any, path: str) -> Difference | None:
     # Both are in the order of insertion, which is stored.
     for (key, part), (stored_key, stored_part) in zip(state.items(), stored.items(), strict=False):
         if key is not stored_key and find_difference(key, stored_key) is not None:
-            return path + step(key), "the key would change"
+            return Difference(path + step(key), "the key would change", key)
         if (found := find_difference(part, stored_part, path + step(key))) is not None:
             return found
-    return None if len(state) == len(stored) else (path, "keys would be lost")
+    return None if len(state) == len(stored) else Difference(path, "keys would be lost", state)
 
 
-def _differing_part(state: Any, stored: Any, path: str) -> tuple[str, str] | None:
+def _differing_part(state: Any, stored: Any, path: str) -> Difference | None:
     before, after = dict(children(state)), dict(children(stored))
     if before.keys() != after.keys():
         name = min(before.keys() ^ after.keys())
-        return path + name, "would be lost" if name in before else "would be added"
+        return Difference(path + name, "would be lost" if name in before else "would be added", state)
     for name, part in before.items():
         if (found := find_difference(part, after[name], path + name)) is not None:
             return found
     return None
 
 
-def _differing_set(state: Any, stored: Any, path: str) -> tuple[str, str] | None:
-    before, after = {(type(item), item) for item in state}, {(type(item), item) for item in stored}
+def _differing_set(state: Any, stored: Any, path: str) -> Difference | None:
+    here, there = {item: item for item in state}, {item: item for item in stored}
+    for item in here.keys() & there.keys():
+        if (found := find_difference(here[item], there[item], path)) is not None:
+            return found._replace(path=path, reason=f"an item of the set would change: {found.reason}")
     # What equals nothing, not even itself (a NaN, a tuple of one), is compared by its text.
-    lost = sorted(f"{kind.__name__} {item!r}" for kind, item in before - after)
-    found = sorted(f"{kind.__name__} {item!r}" for kind, item in after - before)
-    return None if lost == found else (path, f"items of the set would change: {_short(lost)}")
+    lost = sorted(f"{type(item).__name__} {item!r}" for item in here.keys() - there.keys())
+    added = sorted(f"{type(item).__name__} {item!r}" for item in there.keys() - here.keys())
+    return None if lost == added else Difference(path, f"items of the set would change: {_short(lost)}", state)
 
 
 def find_fault(state: Any, culprit: object, max_depth: int, max_wrapped: int) -> tuple[str, str] | None:

@@ -12,22 +12,22 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NoReturn, TypeVar, cast
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_args
 from uuid import uuid4
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 import anyio
 
 from dgents.runtime.actor import Cell
-from dgents.runtime.arguments import check_agent, check_text
+from dgents.runtime.arguments import check_agent, check_choice, check_count, check_name, check_seconds, check_text
 from dgents.runtime.codec import Codec
-from dgents.runtime.commit import Committer
+from dgents.runtime.commit import Committer, Failure
 from dgents.runtime.contract import Agent, Store
 from dgents.runtime.coop import Coop
 from dgents.runtime.deadlock import turn_in_progress
 from dgents.runtime.errors import ActorStoppedError, NameTakenError, StorageError
 from dgents.runtime.events import Event, Events, EventStream
-from dgents.runtime.loops import Loop, running_loop
+from dgents.runtime.loops import Loop, give, running_loop
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.phase import Phase
 from dgents.runtime.portal import Portal
@@ -46,6 +46,13 @@ S = TypeVar("S")
 # Where refs look for their runtime when they are unpickled; a runtime that is gone leaves by itself.
 _open_runtimes: WeakValueDictionary[str, BaseRuntime] = WeakValueDictionary()
 _born_here: WeakSet[BaseRuntime] = WeakSet()
+_lives = threading.local()  # each thread's `ThreadLife`
+
+
+class ThreadLife:
+    """Lives as long as its thread: the id of a thread that has ended is soon that of another one."""
+
+    __slots__ = ("__weakref__",)
 
 
 class BaseRuntime:
@@ -59,12 +66,9 @@ class BaseRuntime:
         shutdown_timeout: float = 30.0,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        if mailbox_size < 1:
-            raise ValueError(f"mailbox_size is {mailbox_size}; give 1 message or more")
-        if overflow not in ("wait", "reject"):
-            raise ValueError(f'overflow is {overflow!r}; give "wait" or "reject"')
-        if shutdown_timeout < 0:
-            raise ValueError(f"shutdown_timeout is {shutdown_timeout}; give seconds, 0 or more")
+        check_count("mailbox_size", mailbox_size, of="number of messages")
+        check_choice("overflow", overflow, get_args(Overflow))
+        check_seconds("shutdown_timeout", shutdown_timeout, positive=False, bounded=False)
         if on_event is not None and not callable(on_event):
             raise TypeError(f"on_event is {on_event!r}; give a function of an event")
         self.mailbox_size = mailbox_size
@@ -72,7 +76,8 @@ class BaseRuntime:
         self.shutdown_timeout = shutdown_timeout
         self._on_event = on_event
         self.id = uuid4().hex
-        self.thread: int | None = None
+        self.thread: int | None = None  # its id; -1, which no thread has, once that thread is not here any more
+        self._entering = threading.Lock()
         self.coop = Coop()
         self.closing = False
         self.closed = False
@@ -92,6 +97,9 @@ class BaseRuntime:
         self.loop: Loop = running_loop()
         self.coop.task = self.loop.current_task
         self.thread = threading.get_ident()
+        if not hasattr(_lives, "mine"):
+            _lives.mine = ThreadLife()
+        self._thread_life = ref(_lives.mine, lambda _: self.lose_thread())
         self._pid = os.getpid()
         self._events = Events(self.loop, self._on_event)
         self.emit = self._events.emit
@@ -119,12 +127,14 @@ class BaseRuntime:
         except Exception as error:
             failure = error
         finally:
-            self.closed = True
+            with self._entering:  # what a thread has been let in with is started before the event loop ends
+                self.closed = True
             self.coop.forget_task()
             self._events.close()
+            for cell in self._virtual.values():  # also those that are not in memory have ended
+                cell.notify()
             _open_runtimes.pop(self.id, None)
-            if not done.done():
-                done.set_result(failure)
+            give(done, failure)
 
     async def _shut_down(self) -> StorageError | None:
         """Stop everything within the deadline; return what is to be said of what could not be flushed."""
@@ -156,7 +166,7 @@ class BaseRuntime:
 
         async def let_go(cell: Cell, done: Any) -> None:
             await cell.let_go()
-            done.set_result(None)
+            give(done, None)
 
         waiters = [self.loop.waiter() for _ in cells]
         for cell, waiter in zip(cells, waiters, strict=True):
@@ -188,9 +198,10 @@ class BaseRuntime:
         self.check_thread()
         if not isinstance(name, str) or not name:
             raise ValueError(f"an actor's name is a string that is not empty, not {name!r}")
+        check_text("spawn", "name", name)
         check_agent(f"spawn({name!r})", agent)
         if self.closing:
-            raise self._closed_error()
+            raise self.closed_error()
         if name in self._cells or self._family(name) is not None:
             raise NameTakenError(
                 f"there is an actor {name!r} already",
@@ -226,7 +237,7 @@ class BaseRuntime:
         """Let go of an actor whose runtime began to close while it was spawned; the end waits for this."""
         if self.closing:
             await cell.let_go()
-            raise self._closed_error()
+            raise self.closed_error()
 
     def _make_cell(self, name: str, agent: Agent) -> Cell:
         cell_type = cast(type[Cell], getattr(agent, "cell_type", Cell))
@@ -238,6 +249,7 @@ class BaseRuntime:
         Raises:
             KeyError: there is none of this name.
         """
+        check_name("get", name)
         cell = self._cells.get(name)
         if cell is None:
             raise KeyError(f"no actor {name!r} runs here; spawn it, or rt.ref(name) for a virtual one")
@@ -254,7 +266,8 @@ class BaseRuntime:
             KeyError: there is none of this name.
             DeadlockError: called in a turn of that actor.
         """
-        name = ref if isinstance(ref, str) else ref.name
+        name = ref.name if isinstance(ref, Ref) else ref
+        check_name("stop", name)
         cell = self._cells.get(name)
         if cell is None:
             if isinstance(ref, str) and self._family(name) is None:
@@ -263,9 +276,13 @@ class BaseRuntime:
         turn = turn_in_progress()
         if turn is None:
             await cell.stop("it was stopped")
-        else:
-            with turn.waiting_for(cell):
-                await cell.stop("it was stopped")
+            return
+        waiter = self.loop.waiter()
+        with turn.waiting_for(cell, waiter):
+            cell.stop("it was stopped", waiter)
+            reply = await waiter
+        if type(reply) is Failure:
+            raise reply.again()
 
     def register(
         self,
@@ -302,13 +319,15 @@ class BaseRuntime:
         Raises:
             KeyError: no registered prefix fits, and no actor has this name.
         """
+        check_name("ref", name)
         cell = self._cells.get(name) or self._virtual.get(name)
         if cell is None:
+            check_text("ref", "name", name)
             family = self._family(name)
             if family is None:
                 raise KeyError(f"no actor and no registered prefix for {name!r}; spawn it, or rt.register() its prefix")
             if self.closing:
-                raise self._closed_error()
+                raise self.closed_error()
             agent = family.make(name)
             check_agent(f"the factory of {family.prefix!r} for {name!r}", agent)
             cell = self._virtual[name] = self._make_cell(name, agent)
@@ -406,10 +425,23 @@ class BaseRuntime:
         """Refuse calls from outside the runtime's thread, its process or its life."""
         if self.thread is None:
             raise ActorStoppedError("the runtime is not open", hint="use it as `async with dgents.Runtime() as rt:`")
+        if self.closed:
+            raise self.closed_error()
         if threading.get_ident() != self.thread:
             self._refuse_thread()
-        if self.closing and (self.closed or turn_in_progress() is None):
-            raise self._closed_error()
+        if self.closing and turn_in_progress() is None:
+            raise self.closed_error()
+
+    def is_here(self) -> bool:
+        """Say whether this is the thread that the runtime runs in."""
+        return threading.get_ident() == self.thread and not self.closed
+
+    def lose_thread(self) -> None:
+        """Take note that its thread has ended, or was left behind by a fork: whoever has that id now is another one."""
+        self.thread = -1
+        for cell in self._newest_first():
+            cell.thread = -1
+        self.portal.abandon(self.closed_error())
 
     def _refuse_thread(self) -> NoReturn:
         if os.getpid() != self._pid:
@@ -417,6 +449,8 @@ class BaseRuntime:
                 f"this runtime belongs to process {self._pid}, from which process {os.getpid()} was forked",
                 hint="open a Runtime of its own in each process",
             )
+        if self.thread == -1:
+            raise self.closed_error()
         raise ActorStoppedError(
             "this runtime runs in another thread",
             hint="use rt.portal: `rt.portal.call(ref.load)` waits for the result from any thread",
@@ -424,15 +458,27 @@ class BaseRuntime:
 
     def enter_from_thread(self, context: Context, fn: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Start ``fn(*args)`` in the runtime's thread, in a context of the caller's."""
-        if self.thread is None or self.closed or os.getpid() != self._pid:
-            raise self._closed_error()
-        self.loop.call_threadsafe(partial(self.loop.start, fn, *args, context=context))
+        if self.thread is None or os.getpid() != self._pid:
+            raise self.closed_error()
+        with self._entering:
+            if self.closed or self.thread == -1:
+                raise self.closed_error()
+            try:
+                self.loop.call_threadsafe(partial(self.loop.start, fn, *args, context=context))
+            except RuntimeError as error:  # the event loop has ended, and nobody has closed the runtime
+                raise self.closed_error() from error
 
     def pickled_ref(self, name: str) -> tuple[Any, ...]:
         """Return how a ref of this runtime is pickled: by name."""
         return _unpickle_ref, (self.id, name)
 
-    def _closed_error(self) -> ActorStoppedError:
+    def closed_error(self) -> ActorStoppedError:
+        """Return what a call is told that comes too late."""
+        if not self.closing and self.thread == -1:
+            return ActorStoppedError(
+                "the thread of this runtime has ended, and its event loop with it",
+                hint="use a runtime as `async with dgents.Runtime() as rt:`, which closes it",
+            )
         return ActorStoppedError("the runtime is closed", hint="send messages inside its `async with` block")
 
     def _ref(self, cell: Cell) -> Ref[Any]:
@@ -462,9 +508,7 @@ def _unpickle_ref(runtime_id: str, name: str) -> Ref[Any]:
 def _forget_parents_runtimes() -> None:
     """After a fork the child has no event loop and no right to the parent's handles."""
     for runtime in _born_here:
-        runtime.thread = -1
-        for cell in runtime._newest_first():
-            cell.thread = -1
+        runtime.lose_thread()
 
 
 os.register_at_fork(after_in_child=_forget_parents_runtimes)

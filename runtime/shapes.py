@@ -20,7 +20,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, decimal.Decimal, uu
 _TIMES = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
 SCALARS: frozenset[type] = frozenset({*_PLAIN, *_TIMES})
 _WRAPPERS = {typing.Annotated, typing.Required, typing.NotRequired, typing.Final, typing.ClassVar}
-_UNIONS = {typing.Union, types.UnionType}
+UNIONS = {typing.Union, types.UnionType}
 _CONTAINERS = {list, set, frozenset, tuple, dict}
 
 
@@ -28,6 +28,11 @@ def is_pydantic(cls: type) -> bool:
     """Say whether ``cls`` is a Pydantic model; Pydantic is not imported for it."""
     pydantic = sys.modules.get("pydantic")
     return pydantic is not None and issubclass(cls, pydantic.BaseModel)
+
+
+def is_root_model(cls: Any) -> bool:
+    """Say whether a Pydantic model is stored as its one value."""
+    return bool(getattr(cls, "__pydantic_root_model__", False))
 
 
 def _field_names(cls: Any) -> tuple[str, ...] | None:
@@ -55,8 +60,9 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
         for name in names:
             if hasattr(value, name):
                 yield f".{name}", getattr(value, name)
-        for name, part in (getattr(value, "__pydantic_extra__", None) or {}).items():
-            yield f".{name}", part
+        for beside in ("__pydantic_extra__", "__pydantic_private__"):
+            for name, part in (getattr(value, beside, None) or {}).items():
+                yield f".{name}", part
     elif isinstance(value, dict):
         for key, part in value.items():
             yield f".<key {_short(key)}>", key
@@ -89,27 +95,36 @@ def unwrap(hint: Any) -> Any:
             return hint
 
 
+def stored_names(cls: Any) -> dict[str, str]:
+    """Return the names of the fields of a class, each with the name under which it is stored."""
+    if issubclass(cls, msgspec.Struct):
+        return dict(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True))
+    if is_pydantic(cls):
+        return {name: _alias(field) or name for name, field in cls.model_fields.items()}
+    return {name: name for name in field_names(cls) or ()}
+
+
+def _alias(field: Any) -> str | None:
+    """Return the one name under which a field of a model is both written and read; None if these are two."""
+    written, read = field.serialization_alias or field.alias, field.validation_alias or field.alias
+    return written if written == read else None
+
+
 def field_hints(hint: Any) -> dict[str, Any] | None:
     """Return the hints of the fields by the names under which they are stored; None where there are none."""
-    cls = typing.get_origin(hint) or hint
+    cls: Any = typing.get_origin(hint) or hint
     if not isinstance(cls, type):
         return None
-    if not typing.is_typeddict(cls):
-        names = field_names(cls)
-        if names is None:
-            return None
-    hints = typing.get_type_hints(cls, include_extras=True)
-    arguments = typing.get_args(hint)
-    known = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
     if typing.is_typeddict(cls):
-        stored = {name: name for name in hints}
-    elif issubclass(cls, msgspec.Struct):
-        stored = dict(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True))
-    elif is_pydantic(cls):
+        return typing.get_type_hints(cls, include_extras=True)
+    if field_names(cls) is None:
+        return None
+    stored = stored_names(cls)
+    if is_pydantic(cls):
         model: Any = cls
-        stored = {n: f.serialization_alias or f.alias or n for n, f in model.model_fields.items()}
-    else:
-        stored = {name: name for name in names or ()}
+        return {under: model.model_fields[name].annotation for name, under in stored.items()}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    known = dict(zip(getattr(cls, "__parameters__", ()), typing.get_args(hint), strict=False))
     return {under: known.get(hints.get(name, Any), hints.get(name, Any)) for name, under in stored.items()}
 
 
@@ -124,7 +139,7 @@ def is_exact(hint: Any) -> bool:
 def _exact(hint: Any, seen: set[Any]) -> bool:
     hint = unwrap(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in _UNIONS:
+    if origin in UNIONS:
         return all(_exact(part, seen) for part in arguments)
     if origin is typing.Literal or hint is None:
         return True
@@ -153,7 +168,7 @@ def part_hint(hint: Any, segment: str) -> Any:
     """
     hint = unwrap(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in _UNIONS:
+    if origin in UNIONS:
         return _part_of_union(arguments, segment)
     if hint is Any or hint is object or hint is None or isinstance(hint, typing.TypeVar):
         return Any
@@ -161,7 +176,7 @@ def part_hint(hint: Any, segment: str) -> Any:
     if fields is not None:
         if _is_row(origin or hint) and segment.isdecimal() and int(segment) < len(fields):
             return list(fields.values())[int(segment)]
-        return fields[segment]
+        return _part_of_model(origin or hint, fields, segment) if is_pydantic(origin or hint) else fields[segment]
     cls = origin or hint
     if not isinstance(cls, type) or cls in SCALARS or issubclass(cls, enum.Enum | set | frozenset):
         raise KeyError(segment)
@@ -174,6 +189,12 @@ def part_hint(hint: Any, segment: str) -> Any:
             raise KeyError(segment)
         return arguments[int(segment)]
     return arguments[0] if arguments else Any
+
+
+def _part_of_model(cls: Any, fields: Mapping[str, Any], segment: str) -> Any:
+    if is_root_model(cls):  # it is stored as its one value
+        return part_hint(fields["root"], segment)
+    return fields.get(segment, Any) if cls.model_config.get("extra") == "allow" else fields[segment]
 
 
 def _part_of_union(options: tuple[Any, ...], segment: str) -> Any:
@@ -214,7 +235,7 @@ _immutable_class: Callable[[Any], bool] = lru_cache(maxsize=1024)(_is_immutable_
 def _frozen(hint: Any, seen: set[Any]) -> bool:
     hint = unwrap(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in _UNIONS or origin in {tuple, frozenset}:
+    if origin in UNIONS or origin in {tuple, frozenset}:
         return all(part is Ellipsis or _frozen(part, seen) for part in arguments)
     if origin is typing.Literal or hint is None or hint in SCALARS:
         return True

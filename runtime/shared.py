@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dgents.runtime.commit import Failure, Staged
 from dgents.runtime.deadlock import current_turn
 from dgents.runtime.errors import DgentError, StorageError, VersionConflictError
+from dgents.runtime.loops import give
 from dgents.runtime.mailbox import RUN_AGAIN, Envelope
 from dgents.runtime.phase import Phase
 from dgents.runtime.turns import BackendFailure, Pending
@@ -77,8 +78,8 @@ def lost_at_once(cell: Cell, refusal: DgentError) -> None:
     for envelope in cell.batch:
         if isinstance(refusal, VersionConflictError):
             cell.mailbox.put_back(envelope)
-        elif not envelope.waiter.done():
-            envelope.waiter.set_result(Failure(refusal))
+        else:
+            give(envelope.waiter, Failure(refusal))
     cell.wake()
 
 
@@ -130,6 +131,8 @@ async def _try_batch(cell: Cell) -> bool:
         confirmed = True
     replies: list[tuple[Envelope, Any]] = []
     for envelope in cell.batch:
+        if envelope.withdrawn:
+            continue
         reply = await cell.run(envelope)
         if reply is RUN_AGAIN:  # crashed in reading; `run` put this one back, the others go back too
             _put_back(cell, cell.batch, envelope)
@@ -139,11 +142,14 @@ async def _try_batch(cell: Cell) -> bool:
     staged = cell.gate
     if staged is None:
         version = cell.version
-        if confirmed or cell.is_cached or (await _refreshed(cell) and cell.version == version):
-            for envelope, value in replies:
-                cell.answer(envelope, value)
-            return True
-        return cell.is_restarting
+        if not confirmed and not cell.is_cached:
+            if not await _refreshed(cell):
+                return True
+            if cell.version != version:
+                return False
+        for envelope, value in replies:
+            cell.answer(envelope, value)
+        return True
     for envelope, value in replies:
         staged.answer(envelope.waiter, value)
     return await submit(cell, staged)
@@ -152,10 +158,11 @@ async def _try_batch(cell: Cell) -> bool:
 async def submit(cell: Cell, staged: Staged) -> bool:
     """Commit what the turns wrote; return False if somebody else wrote first."""
     assert cell.committer is not None
+    heard = cell.heard
     cell.committer.submit(staged)
     await cell.settled()
     if staged.is_open:
-        cell.is_fresh()
+        cell.is_fresh(heard)
         return True
     _forget(cell)
     if staged.error is None:  # in doubt: the recovery answers
@@ -181,28 +188,45 @@ async def refresh(cell: Cell) -> None:
     Raises:
         BackendFailure: the store could not be read.
     """
+    heard = cell.heard
     record = await cell.reading(cell.backend.read())
     known = record is not None and (record.version, record.saved_at) == (cell.version, cell.saved_at)
     if not (known and cell.fresh):
         cell.requests = None
         cell.adopt_record(record)
     cell.misses += 1
-    cell.is_fresh()
+    cell.is_fresh(heard)
 
 
 async def reread(cell: Cell) -> None:
-    """Read an exclusive state again whose time in the cache is over."""
+    """Read an exclusive state again whose time in the cache is over.
+
+    A state that is written behind is newest in memory until the store has it; before that there is nothing to be read.
+    """
     await cell.settled()
     if cell.is_restarting:
+        return
+    if cell.behind is not None and cell.behind.count:
+        cell.is_fresh(cell.heard)
         return
     try:
         await refresh(cell)
     except BackendFailure as failure:
         cell.crash(failure.error)
+    except Exception as error:  # what is stored is no state of this actor's: it stays as it is, and so does memory
+        for envelope in iter(cell.mailbox.take, None):
+            cell.answer(envelope, Failure(error))
+    else:
+        if cell.behind is not None:
+            cell.behind.begin_at(cell.version)
 
 
 async def _refreshed(cell: Cell) -> bool:
-    """Read the newest version; on a failure give the batch back, to be tried once more after the restart."""
+    """Read the newest version, or return False.
+
+    If the store fails, the batch is to be tried once more after the restart. If what is stored is no state of this
+    actor's, it stays as it is, and the batch is answered: nothing is built on it, and nothing put in its place.
+    """
     try:
         await refresh(cell)
     except BackendFailure as failure:
@@ -211,6 +235,11 @@ async def _refreshed(cell: Cell) -> bool:
             if reply is not RUN_AGAIN:
                 cell.answer(envelope, reply)
         cell.fresh = False
+        return False
+    except Exception as error:
+        cell.fresh = False
+        for envelope in cell.batch:
+            cell.answer(envelope, Failure(error))
         return False
     return True
 

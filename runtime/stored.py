@@ -13,6 +13,7 @@ from dgents.runtime.commit import Staged
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError
 from dgents.runtime.freshness import Freshness
+from dgents.runtime.loops import give
 from dgents.runtime.phase import Phase
 from dgents.runtime.recovery import refuse_in_doubt
 from dgents.runtime.shared import lost_at_once
@@ -51,6 +52,7 @@ class StoredTurns(Freshness):
     def persist(self, delta: bytes | None) -> None:
         """Stage the new version for its store."""
         self.stage(Record(self.version, self.epoch, self.saved_at, self.data, self.codec.version, delta))
+        self.deltas = self.backend.deltas  # from here on the store has what memory has
 
     def stage(self, record: Record) -> None:
         """Put a record into the batch that gathers."""
@@ -61,7 +63,7 @@ class StoredTurns(Freshness):
                 cast("Cell", self).refuse()
             self.gate = gate = Staged(self)
             gate.add(record)
-            if self.phase is Phase.RESTARTING:
+            if self.in_doubt:  # it builds on what may not be stored
                 self.in_doubt = [*self.in_doubt, gate]
             elif not self.is_shared:
                 self.committer.submit(gate)
@@ -141,8 +143,8 @@ class StoredTurns(Freshness):
             await self.settling
 
     def _wake_settling(self) -> None:
-        if self.settling is not None and not self.settling.done():
-            self.settling.set_result(None)
+        if self.settling is not None:
+            give(self.settling, None)
 
     # Turns that read the store
 
@@ -181,22 +183,32 @@ class StoredTurns(Freshness):
         requests = await self.remembered()
         known = requests.get(request_id)
         if known is not None:
-            return (self.codec.decode(known.result), known.version) if known.result is not None else known.version
+            return (self._first_result(known), known.version) if keeps else known.version
         before = self.version
         reply = turn(*args)
         if type(reply) is CoroutineType:
             reply = await reply
-        if self.version == before:
-            return reply
+        if self.version == before:  # a deletion of what was not there: its id needs a version to be stored with
+            self.accept(MISSING, None)
+            reply = self.version
         request = Request(request_id, self.version, self.codec.encode(reply[0]) if keeps else None)
         requests[request_id] = request
         if len(requests) > MOST_REQUESTS:
             del requests[next(iter(requests))]
-        if self.gate is not None:
+        if self.committer is not None:
+            assert self.gate is not None, "that of the records of this turn"
             self.gate.remember(request)
         elif self.behind is not None:
-            self.behind.requests.append(request)
+            self.behind.unstored.remember(request)
         return reply
+
+    def _first_result(self, known: Request) -> Any:
+        if known.result is None:
+            raise ValueError(
+                f"update of {self.name!r} refused: a save, patch or delete had the request id {known.id!r}; "
+                "give each request an id of its own"
+            )
+        return self.codec.decode(known.result)
 
 
 def _form(record: Record) -> Form:

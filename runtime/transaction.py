@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakSet
 
 from dgents.runtime.actor import Cell
+from dgents.runtime.arguments import check_seconds
 from dgents.runtime.deadlock import TurnInProgress, current_turn, turn_in_progress
 from dgents.runtime.errors import ActorStoppedError, LeaseExpiredError
+from dgents.runtime.loops import give
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.phase import Phase
 from dgents.runtime.seen import Seen
@@ -44,12 +46,12 @@ class Hold:
         self._held = self.cell.turn
         if self._held is not None:
             self._held.within = turn_in_progress()
+            self._held.tasks = [self.cell.loop.current_task()]
             current_turn.set(self._held)
 
     def release(self) -> None:
         """Give the turn back; the next message's turn begins."""
-        if not self._released.done():
-            self._released.set_result(None)
+        give(self._released, None)
         if self._held is not None:
             self._held.active = False
             if current_turn.get() is self._held:  # not when a lease expires, in a task of the runtime's
@@ -64,7 +66,7 @@ class Hold:
             await cell.flush()  # the holder sees the state: nothing of it may still be lost
         if self._granted.done():
             return
-        self._granted.set_result(cell.form_or_none())
+        give(self._granted, cell.form_or_none())
         await self._released
         if cell.is_shared and cell.gate is not None:
             cell.batch = []
@@ -152,8 +154,7 @@ class LeasedView(Generic[S]):
     """
 
     def __init__(self, ref: Ref[S], lease: float) -> None:
-        if lease <= 0:
-            raise ValueError(f"lease is {lease}; give seconds, more than 0")
+        check_seconds("lease", lease, bounded=False)
         self._ref = ref
         self._lease = lease
         self._holds: dict[Seen, tuple[Hold, Timer]] = {}  # by whose they are: what a task, or a thread, has seen

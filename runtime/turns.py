@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from copy import deepcopy
 from datetime import UTC, datetime
 from inspect import CORO_CREATED, getcoroutinestate
 from time import time
@@ -37,6 +38,7 @@ from dgents.runtime.errors import (
 )
 from dgents.runtime.patch import apply_patch, encode_patch, get_part, parse_path, set_part
 from dgents.runtime.roundtrip import find_difference
+from dgents.runtime.shapes import immutable
 
 if TYPE_CHECKING:
     from dgents.runtime.commit import Committer, Staged
@@ -67,8 +69,25 @@ class Interrupted(Exception):
 
 
 MISSING: Final = _Missing()
+_HEADER_GROWTH = 4  # bytes by which a map's header may grow with a new key
 SCALARS: Final[frozenset[type]] = frozenset({int, str, bytes, float, bool, type(None)})
 Bytes: TypeAlias = bytes | None
+
+
+def own_copy(state: Any) -> Any:
+    """Return a copy that nobody else has; what can't be changed, and a bare ``object()``, is handed out as it is.
+
+    Raises:
+        StateSerializationError: it can't be copied, so it is no state.
+    """
+    if immutable(state) or type(state) is object:
+        return state
+    try:
+        return deepcopy(state)
+    except Exception as error:
+        raise StateSerializationError(
+            f"a state of {type(state).__name__} can't be copied: {error}", hint="give one that is data"
+        ) from error
 
 
 class Snapshot(msgspec.Struct, Generic[S], frozen=True):
@@ -136,12 +155,14 @@ class StateTurns:
         "epoch",
         "gate",
         "keep",
+        "lifted_at",
         "name",
         "observed",
         "requests",
         "saved_at",
         "scalars",
         "tree",
+        "tree_bytes",
         "value",
         "version",
         "watchers",
@@ -151,7 +172,7 @@ class StateTurns:
     codec: Codec[Any]
     scalars: frozenset[type]  # types that need no encoding: none for a state that is stored
     keep: int  # how many earlier versions are kept in memory: 0 for a state that is stored
-    deltas: bool
+    deltas: bool  # the store takes each version, and can take a patch as no more than the change
     gate: Staged | None
     committer: Committer | None
     watchers: Any
@@ -163,7 +184,9 @@ class StateTurns:
         self.value: Any = MISSING
         self.data: Bytes = None
         self.tree: Any = MISSING
+        self.tree_bytes = 0  # what the tree takes at most, encoded
         self.version = 0
+        self.lifted_at = -1  # the version that is not in the store as it is in memory: initial, or lifted
         self.epoch = 0
         self.saved_at = 0.0
         self.earlier: deque[Any] | None = None
@@ -293,14 +316,14 @@ class StateTurns:
         """Save an encoded state and return its version."""
         if if_version is not None or seen is not None:
             self.check(if_version, seen)
-        self.accept(value, data)
+        self.accept(value, self.check_size(data))  # it may have been encoded before the actor was there
         return self.version
 
     def apply(self, fn: Callable[..., Any], args: tuple[Any, ...], default: Any = MISSING) -> Any:
         """Save what ``fn`` makes of the state and return the new state; a `Pending` of it if ``fn`` is async."""
         state = self.value
         if state is MISSING:
-            state = default if default is not MISSING and self.absent else self.current()
+            state = own_copy(default) if default is not MISSING and self.absent else self.current()
         return self.apply_result(fn(state, *args), state)
 
     def apply_result(self, new: Any, state: Any) -> Any:
@@ -351,29 +374,29 @@ class StateTurns:
             self.accept(MISSING, None)
         return self.version
 
-    def patch(self, changes: Mapping[str, Any], default: Any = MISSING) -> int:
+    def patch(self, changes: Mapping[str, Any]) -> int:
         """Set parts of the state by path and return the new version."""
-        if self.absent and default is not MISSING:
-            self.accept(*self.encode(default))
-        parts = {}
+        parts, deepest = {}, 1
         for path, value in changes.items():
-            codec = self.codec.at(parse_path(path))
+            segments = parse_path(path)
+            codec = self.codec.at(segments)
             parts[path] = codec.to_tree(codec.encode(value))
+            deepest = max(deepest, len(segments))
         if self.tree is MISSING:
-            form = self.form()
-            self.tree = self.codec.to_tree(form.data if form.data is not None else self.codec.encode(form.value))
+            self.tree = self._tree()
         delta = encode_patch(parts)
-        if self.limit is not None:
+        size = (self.tree_bytes if self.data is None else len(self.data)) + len(delta) + _HEADER_GROWTH * len(parts)
+        is_delta = self.deltas and self.lifted_at != self.version
+        fits = is_delta and self.limit is None and self.codec.bounds.allow(size, delta, deepest - 1)
+        if not fits:
             self.form()  # there is encoded data to go back to
         apply_patch(self.tree, delta)  # all or nothing
         tree, data = self.tree, None
-        if self.limit is not None or not self.deltas:
-            try:
-                data = self.check_size(self.codec.from_tree(tree))
-            except BaseException:
-                self.tree = MISSING
-                raise
-        self.accept(MISSING, data, tree=tree, delta=delta if self.deltas else None)
+        if not fits:
+            self.tree = MISSING  # in case it is refused
+            data = self._encode_tree(tree)
+        self.accept(MISSING, data, tree=tree, delta=delta if is_delta else None)
+        self.tree_bytes = size
         return self.version
 
     # Parts of the state, for lenses
@@ -395,8 +418,7 @@ class StateTurns:
                 hint="use update(fn) of the lens",
             )
         set_part(tree, path, self.codec.to_tree(data))
-        encoded = self.check_size(self.codec.from_tree(tree))
-        assert encoded is not None
+        encoded = self._encode_tree(tree)
         self.codec.decode(encoded)  # the whole must still be a state of its schema
         self.accept(MISSING, encoded)
         return self.version
@@ -416,6 +438,14 @@ class StateTurns:
     async def _apply_part_async(self, path: tuple[str, ...], codec: Codec[Any], pending: Any) -> tuple[Any, int]:
         new = await pending
         return new, self.put_part(path, codec.encode(new))
+
+    def _encode_tree(self, tree: Any) -> bytes:
+        try:
+            data = self.codec.from_tree(tree)
+        except StateError as error:
+            raise self.named(error) from None
+        self.check_size(data)
+        return data
 
     def _tree(self) -> Any:
         """Return a tree of the state that the turn may change."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import enum
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from dgents.runtime.exact import Plan
 from dgents.runtime.extensions import Tree, UnsupportedValueError
-from dgents.runtime.shapes import children, field_hints, is_pydantic, unwrap
+from dgents.runtime.instances import as_stored
+from dgents.runtime.models import Reader, model_fields
+from dgents.runtime.shapes import children, field_hints, field_names, is_exact, is_pydantic, unwrap
 
 
 class Converter:
@@ -18,19 +22,33 @@ class Converter:
     Args:
         schema: the type of the states.
 
+    Attributes:
+        convert: makes a state of what `adapt` made of one; raises `ValidationError` where it does not fit.
+        exact: msgspec alone can read and write such states; else the untyped form has to help.
+        encode_whole: where exact: writes each field, those too that `encode` may leave out of what `keeps` refuses.
+        keeps: where exact: whether a state comes back of the same types, if what comes back is equal to it.
+        is_faithful: where exact: what comes back of the same types is equal.
+
     Raises:
         TypeError: msgspec can't tell the parts of such a state from one another.
     """
 
     def __init__(self, schema: Any) -> None:
-        self.schema = schema
         self._plain = Tree(room=8)
-        self._classes = classes_of(schema)
         try:
-            self.encode = msgspec.msgpack.Encoder(enc_hook=self._extend).encode
-            self.decode = msgspec.msgpack.Decoder(schema, ext_hook=self._plain.revive, dec_hook=_fit).decode
-        except (TypeError, NameError) as error:
+            self._classes = classes_of(schema)
+            self._reader = Reader(self._classes)
+            self.exact = is_exact(schema)
+            self.convert = self._converting(schema)
+        except (TypeError, NameError, RecursionError) as error:
             raise TypeError(f"schema={schema!r} can't be stored: {error}") from error
+        if self.exact:
+            write = msgspec.msgpack.Encoder(enc_hook=self._extend).encode
+            self.decode = msgspec.msgpack.Decoder(schema, ext_hook=self._plain.revive, dec_hook=self._reader.fit).decode
+            plan = Plan(schema, write)
+            self.keeps, self.is_faithful, lower = plan.keeps, plan.is_faithful, plan.lower
+            self.encode_whole: Callable[[Any], bytes] = lambda state: write(lower(state))
+            self.encode: Callable[[Any], bytes] = self.encode_whole if plan.lowers else write
 
     def adapt(self, value: Any) -> Any:
         """Return an instance of one of the schema's classes as what `convert` makes such an instance of."""
@@ -40,39 +58,27 @@ class Converter:
         if isinstance(value, enum.Enum):
             return value.value
         if is_pydantic(cls):
-            return value.model_dump(mode="python", by_alias=True, round_trip=True, warnings=False)
+            return model_fields(value)
         if issubclass(cls, tuple):
             return list(value)
         if issubclass(cls, msgspec.Struct):
-            return _struct_fields(value)
+            return as_stored(value, [getattr(value, name) for name in field_names(cls) or ()])
         return {step[1:]: part for step, part in children(value)}
 
-    def convert(self, tree: Any) -> Any:
-        """Return the state that ``tree`` describes; raises `ValidationError` where it does not fit."""
-        return msgspec.convert(tree, self.schema, dec_hook=_fit)
+    def _converting(self, schema: Any) -> Callable[[Any], Any]:
+        fit = self._reader.fit
+        try:
+            msgspec.msgpack.Decoder(schema, dec_hook=fit)
+        except TypeError:
+            whole = self._reader.whole(schema)  # several models at one place are told apart by Pydantic
+            if whole is None:
+                raise
+            return whole
+        return lambda tree: msgspec.convert(tree, schema, dec_hook=fit)
 
     def _extend(self, value: Any) -> Any:
         packed = self._plain.extend(value)
         return msgspec.msgpack.Ext(packed.code, packed.data)
-
-
-def _struct_fields(value: msgspec.Struct) -> Any:
-    config = value.__struct_config__
-    parts = [getattr(value, name) for name in value.__struct_fields__]
-    if config.array_like:
-        return parts if config.tag is None else [config.tag, *parts]
-    fields = dict(zip(value.__struct_encode_fields__, parts, strict=True))
-    return fields if config.tag is None else {config.tag_field: config.tag, **fields}
-
-
-def _fit(expected: Any, value: Any) -> Any:
-    """Return ``value`` as ``expected``, a type that msgspec does not know."""
-    cls = typing.get_origin(expected) or expected
-    if isinstance(value, cls):
-        return value
-    if is_pydantic(cls):
-        return cls.model_validate(value)
-    raise ValueError(f"Expected `{cls.__name__}`, got `{type(value).__name__}`")
 
 
 def classes_of(schema: Any) -> frozenset[type]:

@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dgents.runtime.arguments import check_count, check_seconds
 from dgents.runtime.contract import Agent
 from dgents.runtime.phase import Phase
 
@@ -39,10 +40,10 @@ class Family:
         idle_timeout: float | None,
         max_active: int | None,
     ) -> None:
-        if idle_timeout is not None and idle_timeout <= 0:
-            raise ValueError(f"idle_timeout is {idle_timeout}; give seconds, more than 0, or None for never")
-        if max_active is not None and max_active < 1:
-            raise ValueError(f"max_active is {max_active}; give 1 or more, or None for no cap")
+        if idle_timeout is not None:
+            check_seconds("idle_timeout", idle_timeout, default="; None is never")
+        if max_active is not None:
+            check_count("max_active", max_active, of="number of actors")
         self._runtime = runtime
         self.prefix = prefix
         self.factory = factory

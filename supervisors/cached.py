@@ -7,15 +7,23 @@ protocol to agree after a crash; one owner does not.)
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
+import anyio
+import anyio.to_thread
+from msgspec.structs import replace
+
+from dgents.backends.file_records import Chain, is_delta
 from dgents.backends.volatile import VolatileAgent
 from dgents.runtime.actor import Cell
+from dgents.runtime.arguments import check_choice, check_seconds
 from dgents.runtime.contract import Agent, Backend, Opened, Record, Request, Resources, Store
 from dgents.runtime.errors import StorageError, UnsupportedOperationError
+from dgents.supervisors.flush import Flush
 from dgents.supervisors.flush_journal import FlushJournal
 from dgents.supervisors.wrapper import Wrapper
-from dgents.supervisors.write_behind import Flush, WriteBehind
+from dgents.supervisors.write_behind import WriteBehind
 
 Policy = Literal["write-through", "write-behind"]
 
@@ -35,7 +43,8 @@ class CachedAgent(Wrapper):
         flush: when write-behind writes.
 
     Raises:
-        ValueError: the policy is unknown, the cache is no VolatileAgent, or write-behind on a shared store.
+        ValueError: the policy is unknown, the cache is no VolatileAgent, write-behind on a shared store, or two
+            caches that write behind with two journals.
     """
 
     def __init__(
@@ -50,10 +59,9 @@ class CachedAgent(Wrapper):
         super().__init__(backend)
         if not isinstance(cache, VolatileAgent):
             raise ValueError(f"the cache is the actor's own memory: give a VolatileAgent, not {type(cache).__name__}")
-        if policy not in ("write-through", "write-behind"):
-            raise ValueError(f'policy is {policy!r}; give "write-through" or "write-behind"')
-        if ttl is not None and ttl <= 0:
-            raise ValueError(f"ttl is {ttl}; give seconds, more than 0, or None")
+        check_choice("policy", policy, get_args(Policy))
+        if ttl is not None:
+            check_seconds("ttl", ttl, default="; None keeps the state until it changes")
         if flush is not None and not isinstance(flush, Flush):
             raise TypeError(f"flush is {flush!r}; give a Flush(max_delay=...)")
         if flush is not None and policy != "write-behind":
@@ -74,7 +82,10 @@ class CachedAgent(Wrapper):
                 f"write-behind of {name!r}: its store is shared, so others could write before the flush; "
                 "give the backend ownership='exclusive'"
             )
-        return WriteBehindBackend(inner, name, self.flush, resources, self.ttl)
+        flush = self.flush
+        if (behind := _behind_in(inner)) is not None:  # one memory, which is flushed once: what was promised of both
+            inner, flush = behind.inner, flush.and_also(behind.flush)
+        return WriteBehindBackend(inner, name, flush, resources, self.ttl)
 
 
 class CachingBackend:
@@ -102,10 +113,11 @@ class WriteBehindBackend(CachingBackend):
     def __init__(self, inner: Backend, actor: str, flush: Flush, resources: Resources, ttl: float | None) -> None:
         super().__init__(inner, ttl)
         self.actor = actor
-        self._flush = flush
+        self.flush = flush
         self._resources = resources
         self._journal: FlushJournal | None = None
         self._behind: WriteBehind | None = None
+        self.found: Record | None = None  # in the store, by its last opening, without its data
         self._stored = 0
         self._replayed: list[Record] = []
         self._requests: list[Request] = []
@@ -124,18 +136,19 @@ class WriteBehindBackend(CachingBackend):
                 actor=self.actor,
                 hint="leave the cache out, or give a backend that keeps the state somewhere",
             )
-        self._stored = opened.record.version if opened.record is not None else 0
-        if self._flush.journal is None:
+        self._stored = self.found.version if self.found is not None else 0
+        if self.flush.journal is None:
             return opened
         try:
             if self._journal is None:
-                self._journal = await FlushJournal.acquire(self._flush.journal, self._resources)
+                self._journal = await FlushJournal.acquire(self.flush.journal, self._resources)
             records, requests = await self._journal.claim(self.actor)
             self._check_base(records, opened.record)
+            newer = [record for record in records if record.version > self._stored]
+            self._replayed = await anyio.to_thread.run_sync(self._whole, newer, opened.record)
         except BaseException:
             await self.inner.close()
             raise
-        self._replayed = [record for record in records if record.version > self._stored]
         self._requests = [request for request in requests if request.version > self._stored]
         return Opened(self._replayed[-1], opened.epoch) if self._replayed else opened
 
@@ -151,7 +164,7 @@ class WriteBehindBackend(CachingBackend):
             return
         newer = sum(one.version > stored.version for one in journaled)
         raise StorageError(
-            f"the journal {self._flush.journal} holds acknowledged writes of {self.actor!r} up to version "
+            f"the journal {self.flush.journal} holds acknowledged writes of {self.actor!r} up to version "
             f"{journaled[-1].version}, but somebody else has written version {stored.version} to its store since",
             actor=self.actor,
             retryable=False,
@@ -160,9 +173,33 @@ class WriteBehindBackend(CachingBackend):
             "versions are newer), and open a state with its journal first after a crash",
         )
 
+    def _whole(self, journaled: Sequence[Record], stored: Record | None) -> list[Record]:
+        """Return what is kept of the journaled versions, each with its state; what is stored comes before them.
+
+        Raises:
+            StorageError: they are changes to a version that is in neither.
+        """
+        chain, whole = Chain(stored), []
+        version = stored.version if stored is not None else 0
+        for number, record in enumerate(journaled):
+            if is_delta(record) and record.version != version + 1:
+                raise StorageError(
+                    f"the journal {self.flush.journal} holds acknowledged changes to version {record.version - 1} of "
+                    f"{self.actor!r}, but its store has gone back to version {version}",
+                    actor=self.actor,
+                    retryable=False,
+                    outcome="not_started",
+                    hint="nothing was changed; restore the store from a backup that has this version",
+                )
+            chain.feed(record)
+            version = record.version
+            if number >= len(journaled) - max(self.max_history, 1):
+                whole.append(chain.current())
+        return whole
+
     def attach(self, cell: Cell) -> WriteBehind:
         """Return what writes behind for this actor."""
-        self._behind = WriteBehind(cell, self, self._flush, self._stored)
+        self._behind = WriteBehind(cell, self, self.flush, self._stored)
         return self._behind
 
     def replay(self, cell: Cell) -> None:
@@ -176,7 +213,9 @@ class WriteBehindBackend(CachingBackend):
     async def reopen(self) -> Opened:
         """Open the store, closing it first if it failed in a flush or in a turn; the journal stays."""
         await self.inner.close()
-        return await self.inner.open()
+        opened = await self.inner.open()
+        self.found = opened.record and replace(opened.record, data=None)
+        return opened
 
     def forget_journal(self, cell: Cell) -> None:
         """What the store has of this actor, the journal need not have any more."""
@@ -194,3 +233,11 @@ class WriteBehindBackend(CachingBackend):
         if self._journal is not None:
             journal, self._journal = self._journal, None
             await journal.release(self._resources)
+
+
+def _behind_in(backend: Backend) -> WriteBehindBackend | None:
+    """Return the layer of a backend that writes behind, if one does."""
+    layer: Any = backend
+    while layer is not None and not isinstance(layer, WriteBehindBackend):
+        layer = getattr(layer, "inner", None)
+    return layer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from dgents.backends.file import PersistentAgent
 from dgents.backends.files import storage_errors, write_atomically
 from dgents.backends.sql import SQLAgent
 from dgents.backends.volatile import VolatileAgent
+from dgents.runtime.arguments import check_path
 from dgents.runtime.checkpoint import Cut, SavedActor, dump, parse, take_cut
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Agent
@@ -39,6 +40,9 @@ _PLAIN = (str, int, float, bool, type(None))
 
 async def write_checkpoint(path: str | Path, refs: Sequence[Ref[Any]]) -> None:
     """Write one consistent cut of the actors to a file."""
+    file = check_path("path", path)
+    if not isinstance(refs, Iterable):
+        raise TypeError(f"checkpoint: {refs!r} is no list of refs")
     for ref in refs:
         if not isinstance(ref, Ref):
             raise TypeError(f"checkpoint: {ref!r} is no ref; give what spawn or rt.get(name) returns")
@@ -50,7 +54,7 @@ async def write_checkpoint(path: str | Path, refs: Sequence[Ref[Any]]) -> None:
 
     def write() -> None:
         with storage_errors(path, "write the checkpoint"):
-            write_atomically(Path(path).absolute(), content)
+            write_atomically(Path(file).absolute(), content)
 
     await anyio.to_thread.run_sync(write)
 
@@ -63,9 +67,11 @@ async def read_checkpoint(path: str | Path) -> Cut:
         StorageError: it can't be read.
     """
 
+    file = check_path("path", path)
+
     def read() -> bytes:
         with storage_errors(path, "read the checkpoint"):
-            return Path(path).read_bytes()
+            return Path(file).read_bytes()
 
     return parse(await anyio.to_thread.run_sync(read), str(path))
 

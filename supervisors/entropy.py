@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dgents.runtime.arguments import check_count, is_number
 from dgents.runtime.contract import Agent
 from dgents.supervisors.wrapper import Wrapper
 
@@ -22,18 +23,16 @@ class EntropyConstrainedAgent(Wrapper):
 
     def __init__(self, backend: Agent, budget: float | None, max_size_bytes: int = 1_000_000) -> None:
         super().__init__(backend)
-        if budget is not None and not 0 < budget <= 1:
-            raise ValueError(f"budget is {budget}; give a share, more than 0 and at most 1")
-        if max_size_bytes < 1:
-            raise ValueError(f"max_size_bytes is {max_size_bytes}; give 1 or more")
+        if budget is not None and not (is_number(budget) and 0 < budget <= 1):
+            raise ValueError(f"budget is {budget!r}; give a share, more than 0 and at most 1, or None")
+        check_count("max_size_bytes", max_size_bytes, of="number of bytes")
         self.budget = budget
         self.max_size_bytes = max_size_bytes
 
     @classmethod
     def at_depth(cls, backend: Agent, depth: int, max_size_bytes: int = 1_000_000) -> EntropyConstrainedAgent:
         """Return the agent with the budget of a depth: ``1 / (depth + 1)``."""
-        if depth < 0:
-            raise ValueError(f"depth is {depth}; give 0 or more")
+        check_count("depth", depth, least=0)
         return cls(backend, 1 / (depth + 1), max_size_bytes)
 
     def size_limit(self, depth: int) -> tuple[int, float]:

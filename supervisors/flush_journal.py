@@ -1,7 +1,8 @@
 """The journal of write-behind caches: acknowledged writes, on a local disk until their stores have them.
 
 One journal serves all actors of a runtime that name its directory. A record is MessagePack:
-``[actor, version, epoch, saved_at, schema, data or nil, [[request id, version, result or nil], ...]]``.
+``[actor, version, epoch, saved_at, schema, data or nil, [[request id, version, result or nil], ...], delta or nil]``;
+without data, ``delta`` is the change from the version before, and without both the state was deleted.
 Exactly once: a record is replayed only if the store's version is smaller than its own.
 
 Invariants
@@ -22,6 +23,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from dgents.backends.file_records import newest
 from dgents.backends.journal import Journal
 from dgents.backends.lock import OwnerLock
 from dgents.runtime.contract import Record, Request, Resources, Write
@@ -38,6 +40,7 @@ class _Entry(msgspec.Struct, array_like=True, gc=False):
     schema: int
     data: bytes | None
     requests: list[tuple[str, int, bytes | None]]
+    delta: bytes | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -110,9 +113,10 @@ class FlushJournal:
         records: list[Record] = []
         requests: list[Request] = []
         for entry in entries or ():
-            while records and records[-1].version >= entry.version:
-                records.pop()  # written again under a newer owner
-            records.append(Record(entry.version, entry.epoch, entry.saved_at, entry.data, entry.schema))
+            if records and records[-1].version >= entry.version:  # written again under a newer owner
+                records = [record for record in records if record.version < entry.version]
+                requests = [request for request in requests if request.version < entry.version]
+            records.append(Record(entry.version, entry.epoch, entry.saved_at, entry.data, entry.schema, entry.delta))
             requests += [Request(*request) for request in entry.requests]
         return records, requests
 
@@ -149,7 +153,7 @@ class FlushJournal:
             requests = [(request.id, request.version, request.result) for request in write.requests]
             last = write.records[-1]
             batches.append((write.actor, last.version, len(entries)))
-            for record in write.records[-max(write.backend.max_history, 1) :]:
+            for record in newest(write.records, max(write.backend.max_history, 1)):
                 entries.append(_entry(write, record, requests if record is last else []))
         await anyio.to_thread.run_sync(self._append, entries, batches)
         return [None] * len(writes)
@@ -219,6 +223,7 @@ class FlushJournal:
 
 
 def _entry(write: Write, record: Record, requests: list[Any]) -> bytes:
+    delta = record.delta if record.data is None else None
     return _encode(
-        _Entry(write.actor, record.version, record.epoch, record.saved_at, record.schema, record.data, requests)
+        _Entry(write.actor, record.version, record.epoch, record.saved_at, record.schema, record.data, requests, delta)
     )

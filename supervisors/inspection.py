@@ -18,6 +18,7 @@ import msgspec
 from anyio.abc import SocketStream
 
 from dgents.backends.files import storage_errors
+from dgents.runtime.arguments import check_path
 from dgents.runtime.errors import StorageError
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ class Inspection:
 
     def __init__(self, runtime: Runtime, path: str | Path) -> None:
         self._runtime = runtime
-        self.path = Path(path)
-        self._scope = anyio.CancelScope()
+        self.path = Path(check_path("inspect", path))
         self._ended: Any = None
 
     async def open(self) -> None:
@@ -43,6 +43,7 @@ class Inspection:
             await anyio.to_thread.run_sync(_remove_stale, self.path)
             self._listener = await anyio.create_unix_listener(self.path, mode=0o600)
             self._inode = self.path.stat().st_ino
+        self._scope = anyio.CancelScope()
         self._ended = self._runtime.loop.waiter()
         self._runtime.loop.start(self._serve)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from random import random as _random
 from typing import Literal, TypeAlias
 
+from dgents.runtime.arguments import check_count, check_seconds, is_number
+
 Restart: TypeAlias = Literal["permanent", "transient", "temporary"]
 Strategy: TypeAlias = Literal["one_for_one", "one_for_all", "rest_for_one"]
 
@@ -29,10 +31,13 @@ class Backoff:
     jitter: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.first < 0 or self.most < self.first:
+        check_seconds("Backoff: first", self.first, positive=False)
+        check_seconds("Backoff: most", self.most, positive=False)
+        if self.most < self.first:
             raise ValueError(f"Backoff({self.first}, {self.most}): give 0 <= first <= most, in seconds")
-        if self.factor < 1 or not 0 <= self.jitter <= 1:
-            raise ValueError(f"Backoff: factor is {self.factor} (1 or more), jitter is {self.jitter} (0 to 1)")
+        shares = (self.factor, self.jitter)
+        if not all(is_number(share) for share in shares) or not (self.factor >= 1 and 0 <= self.jitter <= 1):
+            raise ValueError(f"Backoff: factor is {self.factor!r} (1 or more), jitter is {self.jitter!r} (0 to 1)")
 
     def delay(self, attempt: int, random: Callable[[], float] = _random) -> float:
         """Return the seconds to wait before restart ``attempt`` (0: the first one after a calm time)."""
@@ -48,8 +53,8 @@ class Intensity:
     __slots__ = ("_max_restarts", "_times", "_within")
 
     def __init__(self, max_restarts: int = 3, within: float = 5.0) -> None:
-        if max_restarts < 0 or within <= 0:
-            raise ValueError(f"max_restarts is {max_restarts} (0 or more), within is {within} (seconds, more than 0)")
+        check_count("max_restarts", max_restarts, least=0)
+        check_seconds("within", within)
         self._max_restarts = max_restarts
         self._within = within
         self._times: deque[float] | None = None

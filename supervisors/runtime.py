@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from dgents.backends.projection import Projection
 from dgents.runtime.actor import Cell
+from dgents.runtime.arguments import check_choice, check_path
 from dgents.runtime.contract import Agent
 from dgents.runtime.events import Event
 from dgents.runtime.portal import SyncProxy, in_thread
@@ -84,8 +85,9 @@ class Runtime(BaseRuntime):
             StateCorruptionError: the stored state can't be read; it is left as it was.
             StorageError: the backend can't be reached, or refuses.
         """
-        if while_restarting not in ("wait", "fail"):
-            raise ValueError(f'while_restarting is {while_restarting!r}; give "wait" or "fail"')
+        check_choice("while_restarting", while_restarting, ("wait", "fail"))
+        if supervisor is not None and not isinstance(supervisor, Supervisor):
+            raise TypeError(f"supervisor is {supervisor!r}; give what rt.supervisor(name) returns")
         parent = supervisor or self._root
 
         def supervise(cell: Cell) -> None:
@@ -160,7 +162,9 @@ class Runtime(BaseRuntime):
             StateSerializationError: on entering, if an actor's agent must be given.
         """
         runtime = cls(**options)
-        runtime._restores = (path, agents)
+        if agents is not None and not isinstance(agents, Mapping):
+            raise TypeError(f"restore: agents is {agents!r}; give a mapping of names to agents")
+        runtime._restores = (check_path("path", path), agents)
         return runtime
 
     async def __aenter__(self) -> Runtime:
@@ -195,6 +199,8 @@ class Runtime(BaseRuntime):
             agents: what the actors are made of, by their names in the file, where that can't be told from it or is to
                 be another (a file of its own, for example).
         """
+        if not callable(rename):
+            raise TypeError(f"fork: rename is {rename!r}; give a function of a name")
         return await bring_up(self, await read_checkpoint(path), agents, rename)
 
     def children(self) -> list[str]:

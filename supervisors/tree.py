@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from dgents.runtime.actor import Cell
+from dgents.runtime.arguments import check_choice, check_name, check_text
 from dgents.runtime.errors import NameTakenError
 from dgents.runtime.ref import Ref, Referred
 from dgents.supervisors.policy import Backoff, Intensity, Restart, Strategy
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from dgents.supervisors.runtime import Runtime
 
 R = TypeVar("R", bound=Ref[Any])
-
-_RESTARTS: tuple[str, ...] = get_args(Restart)
 
 
 class SiblingCrashed(Exception):
@@ -107,8 +106,9 @@ class Supervisor:
         within: float = 5.0,
         backoff: Backoff | None = None,
     ) -> None:
-        if strategy not in get_args(Strategy):
-            raise ValueError(f"strategy is {strategy!r}; give one of {', '.join(get_args(Strategy))}")
+        check_choice("strategy", strategy, get_args(Strategy))
+        if backoff is not None and not isinstance(backoff, Backoff):
+            raise TypeError(f"backoff is {backoff!r}; give a Backoff(first, most)")
         self.name = name
         self.strategy = strategy
         self.parent = parent
@@ -149,6 +149,7 @@ class Supervisor:
             NameTakenError: there is a child of this name.
         """
         self._runtime.check_thread()
+        check_text("supervisor", "name", name)
         if name in self._children:
             raise NameTakenError(f"{self.name!r} has a child {name!r} already", hint="give it another name")
         child = Supervisor(
@@ -170,7 +171,8 @@ class Supervisor:
             KeyError: there is no such child.
         """
         if ref is not None:
-            name = ref if isinstance(ref, str) else ref.name
+            name = ref.name if isinstance(ref, Ref | Supervisor) else ref
+            check_name("stop", name)
             child = self._children[name]
             await (child.stop() if isinstance(child, Supervisor) else self._runtime.stop(name))
             return
@@ -187,8 +189,7 @@ class Supervisor:
 
     def adopt(self, cell: Cell, restart: Restart) -> Child:
         """Take an actor as a child."""
-        if restart not in _RESTARTS:
-            raise ValueError(f"restart is {restart!r}; give one of {', '.join(_RESTARTS)}")
+        check_choice("restart", restart, get_args(Restart))
         if cell.name in self._children:
             raise NameTakenError(f"{self.name!r} has a child {cell.name!r} already", hint="give it another name")
         child = self._children[cell.name] = Child(self, cell, restart)

@@ -8,7 +8,7 @@ Invariants
   1. What was acknowledged is in the actor's memory until the store has it; with a journal it is on disk as well.
   2. One flush at a time; ``stored`` grows only when the store has answered.
   3. While the store is away nothing is dropped: the flush is tried again with backoff, and once `_MOST_BEHIND` times
-     ``max_pending`` writes are at risk, writers wait at the gate.
+     ``max_pending`` writes are at risk, the actor takes no more turns (``is_full``).
 
 | the actor is | becomes     | by                                                           |
 |--------------|-------------|--------------------------------------------------------------|
@@ -25,49 +25,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from dgents.runtime.commit import Staged
-from dgents.runtime.contract import Opened, Record, Request
-from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError
+from dgents.runtime.contract import Record, Request
+from dgents.runtime.errors import (
+    DgentError,
+    OwnershipLostError,
+    StateSerializationError,
+    StateTooLargeError,
+    StorageError,
+)
 from dgents.supervisors.policy import Backoff
+from dgents.supervisors.unstored import Unstored
 
 if TYPE_CHECKING:
     from dgents.runtime.actor import Cell
     from dgents.runtime.timetable import Appointment
     from dgents.supervisors.cached import WriteBehindBackend
+    from dgents.supervisors.flush import Flush
 
 
 _MOST_BEHIND = 16
 _BACKOFF = Backoff(0.05, 5.0)
-
-
-@dataclass(frozen=True)
-class Flush:
-    """When a write-behind cache writes to its store.
-
-    Args:
-        max_delay: seconds that a write waits at most. Without a journal, this is what a crash can lose.
-        max_pending: writes of one actor after which it is flushed at once; at 16 times as many, writers wait.
-        journal: a directory on a local disk. A write is in it, synced, before it is acknowledged, and is replayed
-            after a crash. None: no journal.
-    """
-
-    max_delay: float = 0.05
-    max_pending: int = 1000
-    _: KW_ONLY
-    journal: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_delay < 0 or self.max_pending < 1:
-            raise ValueError(
-                f"Flush: max_delay is {self.max_delay} (seconds, 0 or more), "
-                f"max_pending is {self.max_pending} (1 or more)"
-            )
 
 
 class WriteBehind:
@@ -79,12 +59,12 @@ class WriteBehind:
         self.acknowledged = stored  # the newest version that may be stored: with a journal, it has it
         self.stored = stored  # the newest version that the store is known to have
         self.since: float | None = None  # when the oldest write at risk was acknowledged, on the loop's clock
-        self._journaled: list[Record] = []  # what the journal has, as far as the history bound keeps it
-        self.requests: list[Request] = []  # request ids to be stored with the next flush
+        self.unstored = Unstored(cell, backend.max_history, journaled=self.journaled)
         self._cell = cell
         self._backend = backend
         self._flush = flush
         self._hurried = stored + flush.max_pending  # the version at which a flush no longer waits
+        self._most = _MOST_BEHIND * flush.max_pending
         self._attempts = 0
         self._abandoned = False
         self._next: Appointment | None = None  # when the next flush begins
@@ -93,12 +73,17 @@ class WriteBehind:
         self._let_go: Any = None  # who waits until it is not in use
         self._in_flight: Staged | None = None
         self._waiters: list[tuple[int, Any]] = []
-        self._full: Staged | None = None  # the gate at which writers wait
+        self._room: Any = None  # who waits until it is not full any more
 
     @property
     def count(self) -> int:
         """How many writes are at risk."""
         return self.acknowledged - self.stored
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is at risk that the actor takes no more turns."""
+        return self.count >= self._most
 
     @property
     def age(self) -> float:
@@ -108,7 +93,7 @@ class WriteBehind:
     @property
     def bytes(self) -> int:
         """How many bytes of states are at risk."""
-        return sum(len(record.data or b"") for record in self._records())
+        return self.unstored.size(self.stored)
 
     def mark(self, version: int | None = None) -> None:
         """Take note that the actor acknowledged a version: its newest, if it is not given."""
@@ -117,30 +102,32 @@ class WriteBehind:
             self.since = self._cell.loop.time()
         if version >= self._hurried:
             self._hurry()
+            if self.is_full:
+                self._cell.free = False
         elif self._next is None and not self._in_use:
             self._next = self._cell.runtime.timetable.call_later(self._flush.max_delay, self._begin)
 
     def acknowledge(self, staged: Staged) -> None:
         """Take note that the journal has these versions."""
-        self.requests += staged.requests
-        self._take(staged.records)
+        self.unstored.take(staged.records, staged.requests, self.stored)
         self.mark(staged.last)
 
     def resume(self, stored: int, journaled: list[Record], requests: list[Request]) -> None:
-        """Begin anew after an opening: the store has all up to ``stored``, and the journal the rest."""
-        self.stored = stored
-        if not self.journaled:
+        """Begin anew after an opening: the store has all up to ``stored``; the journal, or memory, the rest."""
+        if self.count and not self.journaled:
+            self.stored = stored
             return
-        self.acknowledged = stored
-        self.since = None
-        self._journaled = list(journaled)
-        self.requests = list(requests)
+        self.begin_at(stored)
+        self.unstored.begin(journaled, requests)
         if journaled:
             self.mark(journaled[-1].version)
 
-    def _take(self, records: list[Record]) -> None:
-        self._journaled += records
-        del self._journaled[: -max(self._backend.max_history, 1)]
+    def begin_at(self, version: int) -> None:
+        """Nothing is at risk: what the store has, up to ``version``, is all that there is."""
+        self.acknowledged = self.stored = version
+        self.since = None
+        self._hurried = version + self._flush.max_pending
+        self.unstored.begin()
 
     async def flush(self) -> None:
         """Return when all that was acknowledged until now is in the store."""
@@ -156,6 +143,7 @@ class WriteBehind:
     def abandon(self, error: DgentError) -> None:
         """The runtime has ended without waiting: nothing more is flushed; a journal has it all, for the next time."""
         self._abandoned = True
+        self._make_room()
         self._answer(error)
 
     @asynccontextmanager
@@ -185,10 +173,10 @@ class WriteBehind:
         self._in_use = True
         staged = self._in_flight = Staged(self._cell)
         try:
-            staged.records = self._records()
+            staged.records = self.unstored.records(self.stored)
             staged.base = self.stored
             assert staged.records, "invariant 1"
-            staged.requests = [request for request in self.requests if request.version <= staged.last]
+            staged.requests = self.unstored.requests(self.stored, staged.last)
             store = self._backend.inner.store  # another one after each reopening
             if store is None:
                 raise StorageError(f"the store of {self._cell.name!r} is not open", actor=self._cell.name)
@@ -203,7 +191,7 @@ class WriteBehind:
         self._in_flight = None
         if error is None:
             self._flushed(staged.last)
-        elif getattr(error, "retryable", True):
+        elif _may_help(error):
             self._cell.loop.start(self._recover, error)
             return True
         else:
@@ -231,24 +219,13 @@ class WriteBehind:
             delay = 0.0 if in_a_hurry else self._flush.max_delay
             self._next = self._cell.runtime.timetable.call_later(delay, self._begin)
 
-    def _records(self) -> list[Record]:
-        """Return the versions that the store does not have, as far as they are kept."""
-        cell = self._cell
-        if self.journaled:
-            return [replace(record, epoch=cell.epoch) for record in self._journaled if record.version > self.stored]
-        return [
-            Record(form.version, cell.epoch, form.saved_at or cell.saved_at, form.data, cell.codec.version)
-            for form in cell.versions_after(self.stored)
-        ]
-
     def _flushed(self, version: int) -> None:
         writes, self._attempts = version - self.stored, 0
         self.stored = version
         self.since = self._cell.loop.time() if self.count else None
-        self.requests = [request for request in self.requests if request.version > version]
         self._hurried = version + self._flush.max_pending
         self._cell.runtime.emit("flushed", self._cell.name, version=version, writes=writes)
-        self._open_gate()
+        self._make_room()
         self._answer(None)
         self._backend.forget_journal(self._cell)
 
@@ -268,9 +245,7 @@ class WriteBehind:
         if isinstance(error, OwnershipLostError):
             self._cell.runtime.emit("ownership_lost", self._cell.name, error=error)
         self.stored = self.acknowledged
-        if self._full is not None:
-            self._full.refuse(error)
-            self._full = None
+        self._make_room()
         self._answer(error)
         self._cell.stop_after(error)
 
@@ -281,7 +256,6 @@ class WriteBehind:
         self._cell.runtime.emit(
             "flush_failed", self._cell.name, error=error, version=self.acknowledged, at_risk=self.count, delay=delay
         )
-        self._close_gate()
         await self._cell.loop.sleep(delay)
         if self._abandoned:
             return
@@ -291,7 +265,7 @@ class WriteBehind:
             if not getattr(reason, "retryable", True):
                 self._lost(reason)
             return  # the next flush finds out whether it is still away
-        if self.is_overtaken(opened):
+        if self.is_overtaken():
             return
         self._cell.epoch = opened.epoch
         stored = opened.record.version if opened.record is not None else 0
@@ -303,13 +277,14 @@ class WriteBehind:
                 self._cell.runtime.emit("warning", self._cell.name, message=message)
             self.stored = stored
 
-    def is_overtaken(self, opened: Opened) -> bool:
+    def is_overtaken(self) -> bool:
         """Say whether another owner has written since; then what is at risk is lost, and the actor stops.
 
-        Call it before the cell takes over the new epoch: what is newer than ``stored`` is ours only if it has the old.
+        Call it after the store was opened, and before the cell takes over the new epoch: what is newer in the store
+        than ``stored`` is ours unless it has a newer one than ours.
         """
-        record = opened.record
-        if not self.count or record is None or record.version <= self.stored or record.epoch == self._cell.epoch:
+        record = self._backend.found
+        if not self.count or record is None or record.version <= self.stored or record.epoch <= self._cell.epoch:
             return False
         self._lost(
             OwnershipLostError(
@@ -324,25 +299,29 @@ class WriteBehind:
 
     # Waiting
 
-    def _close_gate(self) -> None:
-        """Let writers wait once too much is at risk."""
-        if self._full is None and self.count >= _MOST_BEHIND * self._flush.max_pending and self._cell.gate is None:
-            self._full = self._cell.gate = Staged(self._cell)
-            self._full.gathering = False
+    def room(self) -> Any:
+        """Return a waiter for the next flush, or the end."""
+        self._room = self._cell.loop.waiter()
+        return self._room
 
-    def _open_gate(self) -> None:
-        if self._full is not None:
-            self._full.open()
-            self._full = None
+    def _make_room(self) -> None:
+        if self._room is not None:
+            self._room.set_result(None)
+            self._room = None
+        elif not self._cell.draining:
+            self._cell.rest()
 
     def _hurry(self) -> None:
-        """Begin as soon as the turn in progress is over; while the store is in use, let writers wait."""
-        if self._in_use:
-            self._close_gate()
-        elif self._next is None or self._next.due > self._cell.loop.time():
+        """Begin as soon as the turn in progress is over; if the store is in use, when it is not any more."""
+        if not self._in_use and (self._next is None or self._next.due > self._cell.loop.time()):
             if self._next is not None:
                 self._next.cancel()
             self._next = self._cell.runtime.timetable.call_later(0.0, self._begin)
+
+
+def _may_help(error: DgentError) -> bool:
+    """Say whether to open the store again, and ask it, can help: not if it takes no such state, or no such owner."""
+    return getattr(error, "retryable", True) and not isinstance(error, (StateSerializationError, StateTooLargeError))
 
 
 def _as_error(failure: Exception) -> DgentError:

@@ -105,8 +105,10 @@ class FakeStore:
             return OwnershipLostError(f"epoch {first.epoch} is over", actor=write.actor)
         if stored != write.base:
             return VersionConflictError(write.base, stored, actor=write.actor)
-        assert [record.version for record in write.records] == list(range(stored + 1, stored + 1 + len(write.records)))
+        assert [one.version for one in write.records] == list(range(first.version, first.version + len(write.records)))
+        assert first.version == stored + 1 or len(write.records) >= write.backend.max_history, "as many as are kept"
         known += write.records
+        del known[: -write.backend.max_history]
         self.remembered.setdefault(key, []).extend(write.requests)
         return None
 

@@ -1,4 +1,4 @@
-"""Real agents at a door: a test decides how long their openings and closings take."""
+"""Agents at a door: a test decides how long their openings, readings and closings take."""
 
 from __future__ import annotations
 
@@ -44,15 +44,19 @@ class Door:
 
 
 class HeldAgent(Wrapper):
-    """An agent with a door before each opening of its backend, and one before each closing."""
+    """An agent with a door before each opening of its backend, one before each reading, and one before each closing."""
 
-    def __init__(self, inner: Agent, *, opening: Door | None = None, closing: Door | None = None) -> None:
+    def __init__(
+        self, inner: Agent, *, opening: Door | None = None, reading: Door | None = None, closing: Door | None = None
+    ) -> None:
         super().__init__(inner)
         self._opening = opening or Door()
+        self._reading = reading or Door()
         self._closing = closing or Door()
 
     def backend(self, name: str, resources: Resources) -> Backend:
         backend: Any = self.inner.backend(name, resources)
         backend.open = self._opening.before(backend.open)
+        backend.read = self._reading.before(backend.read)
         backend.close = self._closing.before(backend.close)
         return backend  # type: ignore[no-any-return]

@@ -125,6 +125,20 @@ async def test_a_budget_nests_with_a_cache_in_any_order(anyio_backend: str, orde
     assert store.versions("a") == [1]
 
 
+@pytest.mark.parametrize("message", [False, True])
+async def test_a_budget_holds_for_the_message_that_brings_an_actor_into_memory(
+    anyio_backend: str, message: bool
+) -> None:
+    store = FakeStore()
+    async with dgents.Runtime() as rt:
+        rt.register("user", lambda _: dgents.EntropyConstrainedAgent(FakeAgent(store), 0.5, 100))
+        ref = rt.ref("user/1")
+        with pytest.raises(dgents.StateTooLargeError):
+            await (ref.ask(dgents.Save("x" * 100)) if message else ref.save("x" * 100))
+        assert await ref.load(default="none") == "none"
+    assert store.versions("user/1") == []
+
+
 async def test_the_deeper_a_child_the_smaller_its_state(anyio_backend: str) -> None:
     limits = []
     async with dgents.Runtime() as rt:

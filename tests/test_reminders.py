@@ -274,7 +274,7 @@ async def test_an_actor_that_stopped_while_its_reminders_were_read_stays_stopped
         ref = await rt.spawn("a", agent)
         await ref.save(1)
         await ref.remind("later", dgents.Save(2), at=soon(3600))
-    monkeypatch.setattr("dgents.runtime.reminders.time", SimpleNamespace(time=lambda: time.time() + 7200))
+    monkeypatch.setattr("dgents.runtime.alarms.time", SimpleNamespace(time=lambda: time.time() + 7200))
     async with dgents.Runtime(on_event=events.append) as rt, calls() as run:
         reading, rt.reminders._open = rt.reminders._open, lambda cell: door.before(lambda: reading(cell))()
         door.shut()

@@ -101,14 +101,38 @@ async def test_an_owner_that_was_replaced_writes_nothing(path, resources):
     await backend.close()
 
 
-async def test_an_owner_finds_out_that_a_shared_writer_was_there(path, resources):
+async def test_a_shared_writer_is_refused_while_the_owner_lives_and_the_owner_goes_on(path, resources):
     owner, writer = make(path, resources), make(path, resources, ownership="shared")
     await owner.open()
     await writer.open()
-    assert await save(writer, 0, "shared") is None
-    assert isinstance(await save(owner, 0, "owned"), OwnershipLostError)
-    assert state(await owner.read()) == "shared"
+    for version in range(2):
+        assert isinstance(await save(writer, version, "shared"), StateLockedError)
+        assert await save(owner, version, "owned") is None
+    assert state(await writer.read()) == "owned"
     await owner.close()
+    assert await save(writer, 2, "shared") is None
+    await writer.close()
+
+
+async def test_a_shared_writer_is_told_which_process_or_actor_owns_the_state_and_takes_over_from_the_dead(
+    path, resources
+):
+    writer = make(path, resources, ownership="shared")
+    await writer.open()
+    async with fake_resources() as others:
+        owner = make(path, others)
+        await owner.open()
+        with pytest.raises(StateLockedError, match="the actor 'k' of this process"):
+            raise await save(writer, 0, "shared")
+        await owner.close()
+    with child("own", path, 5) as process:
+        process.stdout.readline()
+        refusal = await save(writer, 5, "shared")
+        assert isinstance(refusal, StateLockedError)
+        assert refusal.pid == process.pid
+        process.kill()
+        process.wait()
+        assert await save(writer, 5, "shared") is None
     await writer.close()
 
 

@@ -101,6 +101,21 @@ async def test_an_event_that_can_not_be_projected_stops_it_there() -> None:
         assert await seen.load() == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+async def test_an_interrupt_in_its_function_ends_the_projection_alone(error: type[BaseException]) -> None:
+    def interrupted(seen: list[int], event: int) -> list[int]:
+        raise error
+
+    async with Runtime() as rt:
+        stream: Any = await rt.spawn("numbers", numbers(Path(), "memory"))
+        seen = await rt.spawn("seen", VolatileAgent([]))
+        await stream.append(1)
+        with pytest.raises(error):
+            await rt.project(stream, interrupted, into=seen)
+        await rt.project(stream, note, into=seen)
+        assert await seen.load() == [1]
+
+
 async def test_a_position_that_is_not_known_any_more_is_not_guessed() -> None:
     async with Runtime() as rt:
         stream: Any = await rt.spawn("numbers", numbers(Path(), "memory"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import os
 import pickle
 import signal
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -107,6 +110,106 @@ class TestThreads:
             ref = await rt.spawn("a", dgents.VolatileAgent(0))
         with pytest.raises(dgents.ActorStoppedError):
             await anyio.to_thread.run_sync(lambda: rt.portal.call(ref.load))
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, RuntimeError, StopAsyncIteration])
+    @pytest.mark.parametrize("in_turn", [False, True])
+    async def test_what_a_call_raises_reaches_its_thread_alone(
+        self, anyio_backend: str, error: type[BaseException], in_turn: bool
+    ) -> None:
+        async with dgents.Runtime() as rt:
+            ref = await rt.spawn("a", dgents.VolatileAgent(0))
+
+            def fail(*_: Any) -> Any:
+                raise error
+
+            async def fail_later(*_: Any) -> Any:
+                await anyio.lowlevel.checkpoint()
+                raise error
+
+            def work() -> None:
+                for fn in (fail, fail_later):
+                    with pytest.raises(error):
+                        rt.portal.call(ref.update, fn) if in_turn else rt.portal.call(fn)
+
+            await anyio.to_thread.run_sync(work)
+            assert await ref.update(lambda n: n + 1) == 1
+
+    @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+    async def test_a_call_that_is_cancelled_in_the_event_loop_is_an_ordinary_error(self, anyio_backend: str) -> None:
+        async def cancelled() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await anyio.sleep_forever()
+
+        async with dgents.Runtime() as rt:
+            with pytest.raises(concurrent.futures.CancelledError):
+                await anyio.to_thread.run_sync(rt.portal.call, cancelled)
+
+
+class TestEndedThreads:
+    """The id of a thread that has ended is soon that of another."""
+
+    @staticmethod
+    def in_a_thread_of_id(wanted: int, fn: Any) -> Any:
+        """Return what ``fn`` returns or raises in a new thread that has the id of an old one."""
+        result: list[Any] = []
+
+        def run() -> None:
+            if threading.get_ident() == wanted:
+                try:
+                    result.append(fn())
+                except BaseException as error:
+                    result.append(error)
+
+        for _ in range(50):
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+            if result:
+                return result[0]
+        pytest.skip("this system does not use thread ids again")
+
+    @pytest.mark.parametrize("use", ["load", "portal", "spawn"])
+    def test_a_thread_with_the_id_of_a_closed_runtimes_is_told_that_it_is_closed(self, use: str) -> None:
+        with dgents.open_sync() as rt:
+            ref = rt.spawn("a", dgents.VolatileAgent(0))
+            runtime, thread = ref._cell.runtime, ref._cell.thread
+        uses = {
+            "load": ref.load,
+            "portal": lambda: runtime.portal.call(lambda: None),
+            "spawn": lambda: anyio.run(runtime.spawn, "b", dgents.VolatileAgent(0)),
+        }
+        error = self.in_a_thread_of_id(thread, uses[use])
+        assert isinstance(error, dgents.ActorStoppedError)
+        assert "closed" in str(error)
+
+    def test_a_thread_with_the_id_of_one_that_left_its_runtime_open_runs_no_turn(self) -> None:
+        opened: list[Any] = []
+
+        def leave_open() -> None:
+            loop = asyncio.new_event_loop()
+            rt = dgents.Runtime()
+            loop.run_until_complete(rt.__aenter__())
+            ref = loop.run_until_complete(rt.spawn("a", dgents.VolatileAgent(0)))
+            opened.extend([rt, ref, threading.get_ident()])
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+        thread = threading.Thread(target=leave_open)
+        thread.start()
+        thread.join()
+        rt, ref, ident = opened
+
+        async def use() -> None:
+            for call in (ref.load(), ref.save(1), ref.update(lambda n: n + 1)):
+                with pytest.raises(dgents.ActorStoppedError, match="ended"):
+                    await call
+
+        assert self.in_a_thread_of_id(ident, lambda: asyncio.run(use())) is None
+        with pytest.raises(dgents.ActorStoppedError, match="ended"):
+            rt.portal.call(ref.load)
+        assert ref._cell.version == 0
 
 
 @pytest.mark.anyio
@@ -230,6 +333,50 @@ class TestOpenSync:
         with pytest.raises(ZeroDivisionError):
             fail()
         assert threading.active_count() <= before + 1
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+    def test_an_interrupt_in_one_call_leaves_the_runtime_and_the_others_alone(
+        self, rt: Any, error: type[BaseException]
+    ) -> None:
+        ref = rt.spawn("a", dgents.VolatileAgent(0))
+        other = threading.Thread(target=lambda: [ref.update(lambda n: n + 1) for _ in range(100)])
+
+        def fail(_: int) -> int:
+            raise error
+
+        async def fail_later(_: int) -> int:
+            await anyio.lowlevel.checkpoint()
+            raise error
+
+        other.start()
+        for fn in (fail, fail_later) * 10:
+            with pytest.raises(error):
+                ref.update(fn)
+        with pytest.raises(error), ref.transaction():
+            raise error
+        other.join()
+        assert ref.load() == 100
+
+    def test_a_call_that_outlives_the_runtime_is_answered(self) -> None:
+        answers: list[BaseException] = []
+        waiting = threading.Event()
+
+        async def waits() -> None:
+            waiting.set()
+            await anyio.sleep_forever()
+
+        def call(portal: Any) -> None:
+            try:
+                portal.call(waits)
+            except BaseException as error:
+                answers.append(error)
+
+        with dgents.open_sync() as rt:
+            thread = threading.Thread(target=call, args=(rt._target.portal,))
+            thread.start()
+            waiting.wait(5)
+        thread.join(5)
+        assert [type(answer) for answer in answers] == [dgents.ActorStoppedError]
 
     def test_after_the_end_everything_is_refused(self) -> None:
         with dgents.open_sync() as rt:

@@ -148,6 +148,8 @@ async def test_what_a_filter_raises_reaches_its_caller_alone(facts: VectorRef[Fa
     await facts.save(Fact("blue", "sky"), embedding=X)
     with pytest.raises(ZeroDivisionError):
         await facts.search(X, where=lambda fact: 1 / 0)
+    with pytest.raises(SystemExit):
+        await facts.search(X, where=lambda fact: sys.exit())
     with pytest.raises(TypeError, match="async"):
         await facts.search(X, where=async_filter)
     with pytest.raises(TypeError, match="where is int"):
