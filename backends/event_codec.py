@@ -32,6 +32,7 @@ class StoredEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
         payload: the encoded event.
         link: with a chain, the hash of this event and all before it.
         request: the id of the request that appended it.
+        signature: with a key, in a directory, of the newest event of a commit.
     """
 
     version: int
@@ -42,6 +43,7 @@ class StoredEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
     payload: msgspec.Raw
     link: bytes | None = None
     request: str | None = None
+    signature: bytes | None = None
 
 
 class Packed(NamedTuple):
@@ -127,6 +129,7 @@ class EventCodec(Generic[E]):
         max_bytes: int = 16 * 2**20,
     ) -> None:
         self._local = local
+        _check_upcasters(upcasters)
         self._upcasters = dict(upcasters or {})
         self._kinds: dict[str, Kind] = {}
         self._classes: dict[type, Kind] = {}
@@ -246,3 +249,16 @@ class EventCodec(Generic[E]):
             hint = "split it, or raise max_event_bytes"
             return StateTooLargeError(message, size=error.size, limit=error.limit, hint=hint)
         return StateSerializationError(message, path=getattr(error, "path", None) or "$", hint=error.hint)
+
+
+def _check_upcasters(upcasters: Any) -> None:
+    """Refuse what does not say which class's events are lifted by what.
+
+    Raises:
+        TypeError: it doesn't.
+    """
+    if upcasters is not None and not isinstance(upcasters, Mapping):
+        raise TypeError(f"upcasters is {upcasters!r}; give {{'Name': {{1: function}}}}")
+    for tag, steps in (upcasters or {}).items():
+        if not isinstance(tag, str) or not isinstance(steps, Mapping):
+            raise TypeError(f"upcasters has {tag!r}: {steps!r}; give the name of a class and {{version: function}}")

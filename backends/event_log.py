@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
+from zlib import crc32
 
 import msgspec
 
-from dgents.backends.chain import broken
+from dgents.backends.chain import LEFT_AS_IT_IS, broken
 from dgents.backends.event_codec import StoredEvent
+from dgents.backends.seal import Seal
 from dgents.runtime.contract import Request, Store
+from dgents.runtime.errors import StateCorruptionError
 
 _CHUNK_BYTES = 4 * 2**20
+_MAGIC = b"DGSNAP1\n"
+_encode = msgspec.msgpack.Encoder().encode
+
 CHUNK = 4096  # events that are read, decoded and folded at a time: a millisecond or two
 
 
@@ -24,6 +30,7 @@ class StateSnapshot(msgspec.Struct, array_like=True, frozen=True):
         fold: the fingerprint of the function that made it.
         state: encoded.
         requests: the request ids that were remembered then, where the log itself has no place for them.
+        signature: of all that, by the key of the stream.
     """
 
     version: int
@@ -34,6 +41,7 @@ class StateSnapshot(msgspec.Struct, array_like=True, frozen=True):
     state: bytes
     link: bytes | None = None
     requests: list[Request] = []
+    signature: bytes | None = None
 
 
 class LogState(msgspec.Struct):
@@ -45,7 +53,7 @@ class LogState(msgspec.Struct):
         epoch: the one to write with from now on.
         floor: the state in front of the oldest event that is kept; None if that is the very first.
         latest: the newest snapshot.
-        head: of the chain, as it was kept.
+        heads: of the chain, as they were kept, b"" for a damaged one; None if there never was one.
     """
 
     version: int
@@ -53,7 +61,10 @@ class LogState(msgspec.Struct):
     epoch: int
     floor: StateSnapshot | None = None
     latest: StateSnapshot | None = None
-    head: bytes | None = None
+    heads: Sequence[bytes] | None = None
+
+
+_decode_snapshot = msgspec.msgpack.Decoder(StateSnapshot).decode
 
 
 class Chunks(AsyncIterator[Sequence[StoredEvent]]):
@@ -77,15 +88,24 @@ async def nothing() -> None:
 
 
 class EventLog(Protocol):
-    """The events of one stream, owned by one actor."""
+    """The events of one stream, owned by one actor.
+
+    Attributes:
+        place: where it is, as it may be printed.
+    """
+
+    place: str
 
     @property
     def store(self) -> Store | None:
         """Where its appends go; None for a log in memory, which takes them from `put`."""
         ...
 
-    async def open(self) -> LogState:
+    async def open(self, least: int) -> LogState:
         """Claim the log and find its ends. Called again after a failure, after `close`.
+
+        Args:
+            least: how many events it is known to hold: where they are gone, no new log is begun.
 
         Raises:
             StateLockedError: another process owns it.
@@ -129,6 +149,51 @@ class EventLog(Protocol):
     async def close(self) -> None:
         """Let go of the log. Never raises for one that is gone."""
         ...
+
+
+def pack_snapshot(snapshot: StateSnapshot, seal: Seal) -> bytes:
+    """Return a snapshot as it is kept, signed if there is a key."""
+    content = _encode(snapshot)
+    signature = seal.sign_snapshot(content)
+    return content if signature is None else _encode(msgspec.structs.replace(snapshot, signature=signature))
+
+
+def framed(content: bytes) -> bytes:
+    """Return a packed snapshot with its checksum, for a log that keeps none itself."""
+    return _MAGIC + crc32(content).to_bytes(4, "big") + content
+
+
+def unframed(found: bytes) -> bytes | None:
+    """Return the packed snapshot in a frame, None if it is damaged."""
+    start = len(_MAGIC) + 4
+    content = found[start:]
+    intact = found[: len(_MAGIC)] == _MAGIC and crc32(content) == int.from_bytes(found[len(_MAGIC) : start], "big")
+    return content if intact else None
+
+
+def unpack_snapshot(content: bytes, actor: str) -> StateSnapshot:
+    """Return a kept snapshot.
+
+    Raises:
+        StateCorruptionError: it is none.
+    """
+    try:
+        return _decode_snapshot(content)
+    except msgspec.DecodeError as error:
+        raise StateCorruptionError(
+            f"a snapshot of the stream {actor!r} can't be read: {error}", actor=actor, hint=LEFT_AS_IT_IS
+        ) from error
+
+
+def check_signature(snapshot: StateSnapshot, seal: Seal) -> None:
+    """Check that a snapshot was kept by who has the key, if there is one.
+
+    Raises:
+        StateCorruptionError: it was not.
+    """
+    if seal.signs:
+        content = _encode(msgspec.structs.replace(snapshot, signature=None))
+        seal.check_snapshot(content, snapshot.signature, snapshot.version)
 
 
 def events_at_a_time(chunk: Sequence[StoredEvent]) -> int:

@@ -24,6 +24,7 @@ class MemoryLog:
     """
 
     store = None
+    place = "memory"
 
     def __init__(self, given: list[Any] | None, codec: EventCodec[Any], *, chain: bool) -> None:
         self._given = given
@@ -32,7 +33,7 @@ class MemoryLog:
         self._events: list[StoredEvent] | None = None
         self._floor: StateSnapshot | None = None
 
-    async def open(self) -> LogState:
+    async def open(self, least: int) -> LogState:
         """Take up the given list; raises what the codec raises of an event in it."""
         if self._events is None:
             self._events = []

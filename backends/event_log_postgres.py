@@ -15,22 +15,29 @@ from zlib import crc32
 import msgspec
 from psycopg import AsyncConnection
 
-from dgents.backends.chain import GENESIS, Seal
+from dgents.backends.chain import GENESIS
 from dgents.backends.event_codec import StoredEvent, from_data, link_in
-from dgents.backends.event_log import CHUNK, Chunks, LogState, StateSnapshot, check_numbers, events_at_a_time
+from dgents.backends.event_log import (
+    CHUNK,
+    Chunks,
+    LogState,
+    StateSnapshot,
+    check_numbers,
+    events_at_a_time,
+    pack_snapshot,
+    unpack_snapshot,
+)
 from dgents.backends.postgres import PostgresBackend
 from dgents.backends.postgres_read import fetch
 from dgents.backends.postgres_store import PostgresStore
 from dgents.backends.postgres_tables import EVENTS, StatesTable
+from dgents.backends.seal import Seal
 from dgents.backends.sqlite_tables import COLUMNS, corrupt, to_record
 from dgents.runtime.contract import Ownership, Record, Request, Resources
-from dgents.runtime.errors import OwnershipLostError, StorageError
+from dgents.runtime.errors import OwnershipLostError, StateCorruptionError, StorageError
 
 _UNBOUNDED = 2**62  # versions kept: all of them
 _SNAPSHOTS = "_snapshots"
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_snapshot = msgspec.msgpack.Decoder(StateSnapshot).decode
 
 
 class _Opened(NamedTuple):
@@ -60,6 +67,7 @@ class PostgresLog:
             actor=actor,
             kind=EVENTS,
         )
+        self.place = self.inner.server.safe
         self.key = key
         self.actor = actor
         self._seal = seal
@@ -70,22 +78,24 @@ class PostgresLog:
         """The store that appends go to, one for all actors of the database; None while closed."""
         return self.inner.store
 
-    async def open(self) -> LogState:
+    async def open(self, least: int) -> LogState:
         """Claim the stream with the next epoch, and find its ends; raises as `PostgresBackend.open`."""
         opened = await self.inner.open()
+        record = opened.record
+        version = record.version if record is not None else 0
         try:
+            await self._check_newest()
             kept = await self._read_kept()
+            floor, latest = kept.get("floor"), kept.get("latest")
+            at, floor_link = (floor.version, floor.link or GENESIS) if floor is not None else (0, GENESIS)
+            last = self._event(record) if record is not None and version > at else None
         except BaseException:
             await self.inner.close()
             raise
         self._epoch = opened.epoch
-        floor, latest, record = kept.get("floor"), kept.get("latest"), opened.record
-        at, floor_link = (floor.version, floor.link or GENESIS) if floor is not None else (0, GENESIS)
-        last = self._event(record) if record is not None and record.version > at else None
         link = link_in(record.data) if record is not None else None
-        version = record.version if record is not None else 0
-        head = self._seal.make(version, link, at, floor_link) if link is not None else None
-        return LogState(max(version, at), last, opened.epoch, floor, latest, head)
+        heads = (self._seal.make(version, link, at, floor_link),) if link is not None else None
+        return LogState(version, last, opened.epoch, floor, latest, heads)
 
     def put(self, stored: StoredEvent, event: object) -> None:
         raise AssertionError("a server takes events by commit")
@@ -143,6 +153,26 @@ class PostgresLog:
 
     # Work on a connection
 
+    async def _check_newest(self) -> None:
+        """Check that no event is newer than the head says; one that was just made says that there is none.
+
+        Raises:
+            StateCorruptionError: one is; a head that was made by the claim is taken away again.
+        """
+        store, table = await self._opened()
+        sql = f"""SELECT h.version, (SELECT max(r.version) FROM {table.rows} AS r WHERE r.key = h.key)
+            FROM {table.heads} AS h WHERE h.key = %(key)s"""
+        rows = await store.look_up(partial(fetch, sql=sql, values={"key": self.key}))
+        version, newest = rows[0] if rows else (0, None)
+        if newest is None or newest <= version:
+            return
+        seen = self.inner.fence.seen
+        if not version and seen is not None:
+            sql = f"DELETE FROM {table.heads} WHERE key = %s AND mark = %s AND epoch = 1"
+            await store.change(partial(_execute, sql=sql, values=(self.key, seen.mark)))
+        what = f"its head names event {version} as the newest" if version else "its head is missing"
+        raise corrupt(store.place.safe, self.key, f"{what}, and event {newest} is there")
+
     async def _read_kept(self) -> dict[str, StateSnapshot]:
         store, table = await self._opened()
         sql = f"SELECT kind, version, checksum, content FROM {_snapshots(table)} WHERE key = %(key)s"
@@ -150,9 +180,9 @@ class PostgresLog:
         for kind, version, checksum, content in await store.look_up(partial(fetch, sql=sql, values={"key": self.key})):
             try:
                 if checksum == _checksum(self.key, kind, version, content):
-                    kept[kind] = _decode_snapshot(content)
+                    kept[kind] = unpack_snapshot(content, self.actor)
                     continue
-            except msgspec.DecodeError:
+            except StateCorruptionError:
                 pass
             if kind != "latest":  # without that one, more is folded; the floor can't be done without
                 raise corrupt(store.place.safe, self.key, f"its {kind} can't be read")
@@ -161,7 +191,7 @@ class PostgresLog:
     async def _keep(
         self, connection: AsyncConnection[Any], table: StatesTable, kind: str, snapshot: StateSnapshot
     ) -> None:
-        content = _encode(snapshot)
+        content = pack_snapshot(snapshot, self._seal)
         values = (self.key, kind, snapshot.version, _checksum(self.key, kind, snapshot.version, content), content)
         await connection.execute(
             f"""INSERT INTO {_snapshots(table)} VALUES (%s, %s, %s, %s, %s) ON CONFLICT (key, kind) DO UPDATE
@@ -198,6 +228,10 @@ class PostgresLog:
         if store is None:
             raise StorageError(f"the stream {self.actor!r} is not open", actor=self.actor, key=self.key)
         return _Opened(store, await store.prepare(self.inner.table))
+
+
+async def _execute(connection: AsyncConnection[Any], sql: str, values: tuple[Any, ...]) -> None:
+    await connection.execute(sql, values)
 
 
 def _snapshots(table: StatesTable) -> str:

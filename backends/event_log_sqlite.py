@@ -17,19 +17,26 @@ from zlib import crc32
 
 import msgspec
 
-from dgents.backends.chain import GENESIS, Seal
+from dgents.backends.chain import GENESIS
 from dgents.backends.event_codec import StoredEvent, from_data, link_in
-from dgents.backends.event_log import CHUNK, Chunks, LogState, StateSnapshot, check_numbers, events_at_a_time
+from dgents.backends.event_log import (
+    CHUNK,
+    Chunks,
+    LogState,
+    StateSnapshot,
+    check_numbers,
+    events_at_a_time,
+    pack_snapshot,
+    unpack_snapshot,
+)
+from dgents.backends.seal import Seal
 from dgents.backends.sqlite import SqliteBackend
 from dgents.backends.sqlite_store import SqliteStore
 from dgents.backends.sqlite_tables import COLUMNS, StatesTable, corrupt, to_record
 from dgents.runtime.contract import Ownership, Record, Request, Resources, Write
-from dgents.runtime.errors import OwnershipLostError, StateCorruptionError, StorageError
+from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError
 
 _UNBOUNDED = 2**62  # versions kept: all of them
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_snapshot = msgspec.msgpack.Decoder(StateSnapshot).decode
 
 
 class EventsTable(StatesTable):
@@ -50,6 +57,7 @@ class EventsTable(StatesTable):
         )
         self.after = f"""SELECT {", ".join(COLUMNS)} FROM {rows}
             WHERE key = ? AND version > ? AND version <= ? ORDER BY version LIMIT ?"""
+        self.has = f"SELECT 1 FROM {rows} WHERE key = ? AND version = ?"
         self.kept = f"SELECT kind, version, checksum, content FROM {snapshots} WHERE key = ?"
         self.keep = f"INSERT OR REPLACE INTO {snapshots} VALUES (?, ?, ?, ?, ?)"
         self.owned = f"SELECT version FROM {heads} WHERE key = ? AND epoch = ?"
@@ -74,11 +82,12 @@ class SqliteLog:
     ownership: Ownership = "exclusive"
 
     def __init__(self, path: str, table: str, key: str, actor: str, seal: Seal, resources: Resources) -> None:
-        self.path = path
+        self.path = self.place = path
         self.table = events_table(table)
         self.key = key
         self.actor = actor
         self.inner = SqliteBackend(path, self.table, key, resources, actor=actor, max_history=_UNBOUNDED)
+        self.inner.refusal = self._lost
         self.inner.alongside = self._store_head
         self._seal = seal
         self._floor: StateSnapshot | None = None
@@ -89,21 +98,23 @@ class SqliteLog:
         """The store that appends go to, one for all actors of the database; None while closed."""
         return self.inner.store
 
-    async def open(self) -> LogState:
+    async def open(self, least: int) -> LogState:
         """Claim the stream with the next epoch, and find its ends; raises as `SqliteBackend.open`."""
         opened = await self.inner.open()
         try:
             kept = await self._opened().database.read(self._read_kept)
+            floor, latest = (
+                unpack_snapshot(kept[kind], self.actor) if kind in kept else None for kind in ("floor", "latest")
+            )
+            record = opened.record
+            version = record.version if record is not None else 0
+            last = self._event(record) if record is not None and version > (floor.version if floor else 0) else None
         except BaseException:
             await self.inner.close()
             raise
-        self._floor = read_snapshot(kept.get("floor"))
-        self._epoch = opened.epoch
-        record = opened.record
-        floor = self._floor.version if self._floor is not None else 0
-        last = self._event(record) if record is not None and record.version > floor else None
-        version = last.version if last is not None else floor
-        return LogState(version, last, opened.epoch, self._floor, read_snapshot(kept.get("latest")), kept.get("head"))
+        self._floor, self._epoch = floor, opened.epoch
+        heads = (kept["head"],) if "head" in kept else None
+        return LogState(version, last, opened.epoch, floor, latest, heads)
 
     def put(self, stored: StoredEvent, event: object) -> None:
         raise AssertionError("a database takes events by commit")
@@ -135,7 +146,7 @@ class SqliteLog:
 
     async def keep(self, snapshot: StateSnapshot) -> None:
         """Store the newest snapshot; it may be lost in a power cut, and the one before it is there then."""
-        content = _encode(snapshot)
+        content = pack_snapshot(snapshot, self._seal)
         await self._opened().database.write_soon(
             lambda connection: self._keep(connection, "latest", snapshot.version, content)
         )
@@ -182,6 +193,17 @@ class SqliteLog:
         checksum = _checksum(self.key, kind, version, content)
         connection.execute(self.table.keep, (self.key, kind, version, checksum, content))
 
+    def _lost(self, connection: sqlite3.Connection, write: Write) -> DgentError | None:
+        """Return the refusal of a write in front of which something is missing; whose it is, the head's move tells."""
+        if not write.base:
+            return None
+        head = connection.execute(self.table.head, (self.key,)).fetchone()
+        if head is None:
+            return corrupt(self.path, self.key, f"its head is missing, which named event {write.base}")
+        if head[0] == write.base and not connection.execute(self.table.has, (self.key, write.base)).fetchone():
+            return corrupt(self.path, self.key, f"event {write.base}, its newest, is missing")
+        return None
+
     def _store_head(self, connection: sqlite3.Connection, write: Write) -> None:
         last = write.records[-1]
         link = link_in(last.data)
@@ -200,7 +222,7 @@ class SqliteLog:
                 key=self.key,
                 hint="nothing was changed; spawn it again",
             )
-        self._keep(connection, "floor", floor.version, _encode(floor))
+        self._keep(connection, "floor", floor.version, pack_snapshot(floor, self._seal))
         if head is not None:
             self._keep(connection, "head", owned[0], head)
         # The newest row stays, whatever the floor: the head of the state names it.
@@ -217,13 +239,3 @@ class SqliteLog:
 
 def _checksum(key: str, kind: str, version: int, content: Any) -> int:
     return crc32(bytes(content), crc32(f"{key}\0{kind}\0{version}".encode()))
-
-
-def read_snapshot(content: bytes | None) -> StateSnapshot | None:
-    """Return a kept state of a stream."""
-    if content is None:
-        return None
-    try:
-        return _decode_snapshot(content)
-    except msgspec.DecodeError as error:
-        raise StateCorruptionError(f"a snapshot can't be read: {error}") from error

@@ -111,12 +111,15 @@ def commit_statement(table: StatesTable, parts: Parts) -> str:
     """
     rows, heads, requests = table.rows, table.heads, table.requests
     accepted = "IN (SELECT key FROM accepted)) IS TRUE"  # in this form a hash of the keys, not a join
+    # An event is not stored behind one that is missing.
+    newest = f"SELECT FROM {rows} AS r WHERE r.key = h.key AND r.version = h.version"
+    whole = f"AND (h.version = 0 OR EXISTS ({newest}))" if table.kind == EVENTS else ""
     steps = {
         "w": """SELECT * FROM unnest(%(key)b, %(mark)b, %(new)b, %(version)b, %(head_epoch)b, %(epoch)b, %(lowest)b,
             %(oldest)b, %(requests)b, %(timestamp)b, %(schema)b, %(checksum)b, %(state)b) AS w(key, mark, new, version,
             head_epoch, epoch, lowest, oldest, requests, "timestamp", schema, checksum, state)""",
         "moved": f"""UPDATE {heads} AS h SET version = w.version, oldest = w.oldest, requests = w.requests,
-            mark = w.new FROM w WHERE h.key = w.key AND h.mark = w.mark RETURNING h.key""",
+            mark = w.new FROM w WHERE h.key = w.key AND h.mark = w.mark {whole} RETURNING h.key""",
         "begun": f"""INSERT INTO {heads} (key, version, epoch, oldest, requests, mark)
             SELECT key, version, head_epoch, oldest, requests, new FROM w WHERE mark = 0
             ON CONFLICT DO NOTHING RETURNING key""",

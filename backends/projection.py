@@ -13,13 +13,20 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio.to_thread
 
 from dgents.backends.stream_cell import StreamCell
-from dgents.runtime.errors import ActorStoppedError, NameTakenError, StorageError, UnsupportedOperationError
+from dgents.runtime.errors import (
+    ActorStoppedError,
+    NameTakenError,
+    StateCorruptionError,
+    StorageError,
+    UnsupportedOperationError,
+)
 from dgents.runtime.ref import Ref
 from dgents.runtime.turns import MISSING
 
@@ -65,8 +72,9 @@ class Projection(Generic[S]):
         self._source, self._into, self._fn, self._default = source, into, fn, default
         self._cell = cell
         self._stopped = False
+        self._began = False  # the position is known
         self._changed: Waiter | None = None
-        self._waiting: list[tuple[int, Waiter]] = []
+        self._waiting: list[tuple[float, Waiter]] = []
         running = _running.setdefault(cell.runtime, {})
         self._name = (source.name, into.name)
         if self._name in running:
@@ -84,14 +92,15 @@ class Projection(Generic[S]):
 
         Raises:
             Exception: what ``fn`` raised; the events before that one are applied, and nothing after it.
+            StateCorruptionError: the target has events that the stream has not: it has lost them.
             ActorStoppedError: the stream, the target or the projection was stopped.
         """
         newest, _ = await self._cell.call(self._cell.newest, alone=True)
-        while self.position < newest and not self._ended:
+        while not (self._ended or self._has_applied(newest)):
             waiter = self._cell.loop.waiter()
             self._waiting.append((newest, waiter))
             await waiter
-        if self.position < newest:
+        if self.error is not None or self.position < newest:
             raise self.error or ActorStoppedError(
                 f"the projection of {self._source.name!r} into {self._into.name!r} was stopped",
                 actor=self._into.name,
@@ -105,12 +114,15 @@ class Projection(Generic[S]):
         self.wake()
         while not self._ended:
             waiter = self._cell.loop.waiter()
-            self._waiting.append((0, waiter))
+            self._waiting.append((inf, waiter))
             await waiter
 
     @property
     def _ended(self) -> bool:
         return _running.get(self._cell.runtime, {}).get(self._name) is not self
+
+    def _has_applied(self, number: float) -> bool:
+        return self._began and self.position >= number
 
     def wake(self) -> None:
         """Take note that the stream has a new durable event, or has stopped."""
@@ -122,6 +134,9 @@ class Projection(Generic[S]):
         watchers = cell.watch_with(self)
         try:
             self.position = await self._remembered()
+            await self._check_position()
+            self._began = True
+            self._answer()
             while not self._stopped:
                 self._changed = cell.loop.waiter()
                 newest, _ = await cell.call(cell.newest, alone=True)
@@ -199,12 +214,28 @@ class Projection(Generic[S]):
             )
         return max(known, default=0)
 
+    async def _check_position(self) -> None:
+        """Check that the stream has the event that the target has.
+
+        Raises:
+            StateCorruptionError: it has not: what comes next would be taken for what was applied.
+        """
+        newest, _ = await self._cell.call(self._cell.newest, alone=True)
+        if self.position > newest:
+            raise StateCorruptionError(
+                f"the stream {self._source.name!r} has lost events: it ends at event {newest}, and event "
+                f"{self.position} was projected into {self._into.name!r}",
+                actor=self._source.name,
+                event=newest + 1,
+                hint="restore a copy of the log, or project it into a new target",
+            )
+
     def _answer(self) -> None:
         waiting, self._waiting = self._waiting, []
         for number, waiter in waiting:
             if waiter.done():
                 continue
-            if self._ended or (number and self.position >= number):
+            if self._ended or self._has_applied(number):
                 waiter.set_result(None)
             else:
                 self._waiting.append((number, waiter))

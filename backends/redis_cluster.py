@@ -16,6 +16,9 @@ from dgents.backends.redis_client import Command, client_options
 from dgents.backends.redis_errors import FAILURES, translate
 from dgents.backends.redis_url import RedisPlace
 
+# What is asked of states, whose replies are read as the server gave them; redis-py needs the others for itself.
+_RAW = ("GET", "LRANGE", "SET", "XRANGE", "XREVRANGE", "XTRIM")
+
 
 class ClusterClient:
     """A cluster; redis-py finds the node of each slot and follows the slots that move."""
@@ -32,6 +35,8 @@ class ClusterClient:
         self._redis = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in place.hosts], ssl=tls, **options
         )
+        shapes = self._redis.response_callbacks
+        self._shapes = {name: shapes.pop(name) for name in _RAW if name in shapes}
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         pipeline = self._redis.pipeline()
@@ -45,7 +50,7 @@ class ClusterClient:
 
     async def execute(self, command: Command) -> Any:
         try:
-            return await self._limited(self._anywhere(command))
+            return self.shape(command[0], await self._limited(self._anywhere(command)))
         except ResponseError as error:
             return error
 
@@ -70,7 +75,9 @@ class ClusterClient:
             raise translate(error, self.place, outcome="unknown", waited=self.timeout) from error
 
     def shape(self, name: str, reply: Any) -> Any:
-        return reply
+        """Return a reply as redis-py shapes it, which has done that for all commands but the `_RAW` ones."""
+        shape = self._shapes.get(name)
+        return reply if shape is None or isinstance(reply, Exception) else shape(reply)
 
     async def scan(self, pattern: bytes) -> AsyncIterator[bytes]:
         try:

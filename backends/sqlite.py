@@ -62,7 +62,8 @@ class SqliteBackend:
         self._was_open = False
         self._busy_timeout = busy_timeout
         self._resources = resources
-        # What else is to be stored in the transaction of a write, for a log of events.
+        # For a log of events: why a write is refused, and what else is stored in its transaction.
+        self.refusal: Callable[[sqlite3.Connection, Write], DgentError | None] | None = None
         self.alongside: Callable[[sqlite3.Connection, Write], None] | None = None
         self._acquired: tuple[str, str] | None = None
         self._store: SqliteStore | None = None

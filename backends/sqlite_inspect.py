@@ -11,13 +11,16 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 
-from dgents.backends.chain import GENESIS, Head, Links, Sealed, check_head
+from dgents.backends.chain import GENESIS, Links
+from dgents.backends.chain_head import check_head, check_reach, reach_of
 from dgents.backends.event_codec import from_data
-from dgents.backends.event_log import CHUNK
-from dgents.backends.event_log_sqlite import EventsTable, events_table, read_snapshot
+from dgents.backends.event_log import CHUNK, LogState, unpack_snapshot
+from dgents.backends.event_log_sqlite import EventsTable, events_table
+from dgents.backends.seal import read_head
 from dgents.backends.sqlite_connection import BUSY_TIMEOUT, attempt, connect_readonly, transact
 from dgents.backends.sqlite_tables import KIND, states_table, to_record
 from dgents.backends.sqlite_transactions import Place, read_history, read_requests, read_states
+from dgents.backends.stream_checks import check_length
 from dgents.runtime.contract import Opened, Record, Request
 from dgents.runtime.errors import StateCorruptionError, StorageError
 
@@ -154,18 +157,21 @@ class SqliteInspector:
 
     def _verify_chain(self, table: EventsTable, key: str) -> Iterator[StateCorruptionError]:
         kept = {kind: content for kind, _, _, content in self._rows(table.kept, (key,))}
-        floor = read_snapshot(kept.get("floor"))
-        after = floor.version if floor is not None else 0
-        links = Links(key, after, (floor.link if floor is not None else None) or GENESIS)
         try:
-            while rows := self._rows(table.after, (key, after, _EVERYTHING, CHUNK)):
+            floor, latest = (unpack_snapshot(kept[kind], key) if kind in kept else None for kind in ("floor", "latest"))
+            after = floor.version if floor is not None else 0
+            links = Links(key, after, (floor.link if floor is not None else None) or GENESIS)
+            reach = reach_of(key, [read_head(key, kept["head"])]) if "head" in kept else None
+            until = reach.head.version if reach is not None else _EVERYTHING  # an owner may append meanwhile
+            while rows := self._rows(table.after, (key, after, until, CHUNK)):
                 events = [from_data(to_record(row, self.path)) for row in rows]
                 after = events[-1].version
                 if events[0].link is not None:
                     links.follow(events)
-            if "head" in kept:
-                outer = msgspec.msgpack.decode(kept["head"], type=Sealed)
-                check_head(key, msgspec.msgpack.decode(outer.head, type=Head), after, links.link)
+            check_length(key, LogState(after, None, 0, floor, latest), 0)
+            if reach is not None:
+                check_reach(key, reach, after)
+                check_head(key, reach.head, after, links.link)
         except msgspec.DecodeError as error:
             yield StateCorruptionError(f"an event of {key!r} in {self.path} can't be read: {error}", path=self.path)
         except StateCorruptionError as error:

@@ -234,8 +234,11 @@ def _current(connection: sqlite3.Connection, place: Place, path: str) -> tuple[A
 def _advance_all(connection: sqlite3.Connection, writes: Sequence[Write], owners: Owners) -> list[DgentError | None]:
     """Move the heads: those of one table's owners by one statement, unless one of them is refused."""
     largest = connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - _ROW_OVERHEAD
-    refusals: list[DgentError | None] = [_too_large(write, largest) for write in writes]
     backends: list[SqliteBackend] = [write.backend for write in writes]  # type: ignore[misc]  # only its own
+    refusals: list[DgentError | None] = [
+        _too_large(write, largest) or (backend.refusal(connection, write) if backend.refusal is not None else None)
+        for write, backend in zip(writes, backends, strict=True)
+    ]
     table = backends[0].table
     if (
         len(writes) > 1

@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from dgents.backends.chain import Seal
 from dgents.backends.event_codec import EventCodec, Upcasters
 from dgents.backends.event_log import EventLog
 from dgents.backends.event_log_journal import JournalLog
@@ -17,15 +16,18 @@ from dgents.backends.event_log_sqlite import SqliteLog
 from dgents.backends.file import file_ledger
 from dgents.backends.files import safe_name
 from dgents.backends.redis_url import parse_redis_url
+from dgents.backends.seal import Seal
 from dgents.backends.sql import check_postgres, needs_psycopg, sql_ledger, sqlite_path
 from dgents.backends.sqlite_tables import check_table_name
-from dgents.backends.stream_backend import Plan, StreamBackend
+from dgents.backends.stream_backend import StreamBackend
 from dgents.backends.stream_cell import StreamCell
 from dgents.backends.stream_ref import StreamRef
+from dgents.backends.stream_replays import Plan
 from dgents.backends.url import is_half_a_url
 from dgents.runtime.arguments import check_count, check_key, check_path
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Resources
+from dgents.runtime.errors import StateError
 from dgents.runtime.ledger import Ledger
 from dgents.runtime.migrations import Migration
 from dgents.runtime.shapes import field_names
@@ -66,6 +68,7 @@ class StreamAgent(Generic[E, S]):
 
     Raises:
         ValueError, TypeError: an argument can't be right; nothing was opened.
+        StateSerializationError (a TypeError): ``initial`` can't be stored.
 
     Example:
         >>> StreamAgent(lambda total, event: total + event, 0).snapshot_every
@@ -99,12 +102,13 @@ class StreamAgent(Generic[E, S]):
     def __post_init__(self) -> None:
         if not callable(self.fold):
             raise TypeError(f"fold is {type(self.fold).__name__}; give a function of the state and an event")
-        if isinstance(self.events, type):
-            raise TypeError(f"events is the class {self.events.__name__}; give a list of classes")
+        _check_classes(self.events)
         if isinstance(self.initial, type):
             raise TypeError(f"initial is the class {self.initial.__name__}; give the state before the first event")
         check_count("snapshot_every", self.snapshot_every, of="number of events")
         check_count("max_event_bytes", self.max_event_bytes, most=_MAX_EVENT_BYTES, of="number of bytes")
+        if not isinstance(self.chain, bool):
+            raise TypeError(f"chain is {self.chain!r}; give True or False")
         if self.key is not None:
             check_key("key", self.key)
         check_key("table", self.table)
@@ -124,26 +128,36 @@ class StreamAgent(Generic[E, S]):
         if self.schema is None and not self.local and field_names(type(self.initial)) is not None:
             object.__setattr__(self, "schema", type(self.initial))
         object.__setattr__(self, "initial", own_copy(self.initial))
-        self.codecs()
+        self.plan()
 
     @property
     def local(self) -> bool:
         """Whether nothing leaves this process: any class may then be kept without naming it."""
         return self.event_log is None or isinstance(self.event_log, list)
 
-    def codecs(self) -> tuple[Codec[S], EventCodec[E]]:
-        """Return what encodes the states and the events: the same ones for all actors of this agent."""
-        made: tuple[Codec[S], EventCodec[E]] | None = self.__dict__.get("_codecs")
+    def plan(self) -> Plan:
+        """Return what all actors of this agent have in common: among it what encodes the states and the events.
+
+        Raises:
+            StateSerializationError: ``initial`` can't be stored.
+        """
+        made: Plan | None = self.__dict__.get("_plan")
         if made is None:
             events: EventCodec[E] = EventCodec(
                 self.events or (), self.upcasters, local=self.local, max_bytes=self.max_event_bytes
             )
-            made = Codec(self.schema, migrations=self.migrations, local=self.local), events
-            object.__setattr__(self, "_codecs", made)
+            codec: Codec[S] = Codec(self.schema, migrations=self.migrations, local=self.local)
+            try:
+                initial = codec.encode(self.initial)
+            except StateError as error:
+                error.message = error.message.replace("the state", "initial", 1)
+                raise
+            made = Plan(self.fold, initial, codec, events, self.chain)
+            object.__setattr__(self, "_plan", made)
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_codecs"}
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -166,14 +180,12 @@ class StreamAgent(Generic[E, S]):
         """Make the backend of the actor ``name``; no I/O happens before `Backend.open`.
 
         Raises:
-            StateSerializationError: ``initial`` can't be stored.
             UnsupportedOperationError: a library for its log or its signatures is not installed.
         """
         key = self.key if self.key is not None else name
-        codec, events = self.codecs()
+        plan = self.plan()
         seal = Seal(key, name, self.signing_key)
-        plan = Plan(self.fold, self.initial, codec, events, self.chain)
-        return StreamBackend(key, name, self._log(key, name, events, seal, resources), plan, seal, resources)
+        return StreamBackend(key, name, self._log(key, name, plan.events, seal, resources), plan, seal, resources)
 
     def _log(self, key: str, name: str, events: EventCodec[E], seal: Seal, resources: Resources) -> EventLog:
         log = self.event_log
@@ -209,3 +221,18 @@ def _check_place(log: str, table: str) -> None:
         sqlite_path(log)
     elif not log or "\0" in log:
         raise ValueError("event_log names no directory: it is empty, or has a NUL in it")
+
+
+def _check_classes(events: Any) -> None:
+    """Refuse what can't be the classes of events.
+
+    Raises:
+        TypeError: it is no list of classes.
+    """
+    if isinstance(events, type):
+        raise TypeError(f"events is the class {events.__name__}; give a list of classes")
+    if events is not None and not isinstance(events, Sequence):
+        raise TypeError(f"events is {events!r}; give a list of classes")
+    for cls in events or ():
+        if not isinstance(cls, type):
+            raise TypeError(f"events has {cls!r}, which is no class; an event is told from others by its class")

@@ -5,54 +5,29 @@ Invariants:
 1. What is replayed begins at a snapshot that the present fold and schema made, or at the floor, or at the initial
    state; a snapshot of another fold or schema is set aside, and that is said in an event.
 2. Replays run in worker threads, a chunk at a time, on a state of their own.
+3. Nothing is built on a log that has lost an event which something else knows of: `stream_checks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from dgents.backends.chain import GENESIS, Links, Seal, broken, check_head
-from dgents.backends.event_codec import EventCodec, StoredEvent
-from dgents.backends.event_log import Chunks, EventLog, LogState, StateSnapshot
-from dgents.backends.replay import cannot_fold, fingerprint, fold_all
-from dgents.runtime.codec import Codec
+from dgents.backends.chain import GENESIS
+from dgents.backends.event_log import EventLog, LogState, StateSnapshot, check_signature
+from dgents.backends.replay import fingerprint
+from dgents.backends.seal import Seal
+from dgents.backends.stream_checks import begins_chain, check_chain, check_length, link_at_end
+from dgents.backends.stream_replays import Plan, Point, Replays
 from dgents.runtime.contract import Opened, Ownership, Record, Request, Resources, Store, Write
-from dgents.runtime.errors import (
-    StateCorruptionError,
-    StateError,
-    StateNotFoundError,
-    UnsupportedOperationError,
-)
-from dgents.runtime.turns import MISSING, Form
+from dgents.runtime.errors import StateCorruptionError, StateError
 
 S = TypeVar("S")
 
 
-class Point(NamedTuple):
-    """A state, and the event that it is after."""
-
-    state: Any
-    version: int
-    epoch: int
-    saved_at: float
-    link: bytes | None
-
-
-class Plan(NamedTuple):
-    """What a stream's agent says of it."""
-
-    fold: Callable[[Any, Any], Any]
-    initial: Any
-    codec: Codec[Any]
-    events: EventCodec[Any]
-    chain: bool
-
-
-class StreamBackend(Generic[S]):
+class StreamBackend(Replays, Generic[S]):
     """The log of one stream and what is folded from it.
 
     Args:
@@ -63,7 +38,7 @@ class StreamBackend(Generic[S]):
     Attributes:
         point: the newest state, once open; the actor takes it over.
         stored: the event of the newest snapshot.
-        chained: whether events are linked by their hashes.
+        acknowledged: the newest event that this process knows to be durable.
     """
 
     ownership: Ownership = "exclusive"
@@ -71,29 +46,19 @@ class StreamBackend(Generic[S]):
     deltas = False
 
     def __init__(self, key: str, actor: str, log: EventLog, plan: Plan, seal: Seal, resources: Resources) -> None:
+        super().__init__(actor, log, plan)
         self.key = key
-        self.actor = actor
-        self.inner = log
-        self.plan = plan
         self.fingerprint = fingerprint(plan.fold)
-        self.chained = plan.chain
-        self.floor: StateSnapshot | None = None
-        self.latest: StateSnapshot | None = None
         self.point: Point | None = None
+        self.acknowledged = 0
         self._seal = seal
         self._resources = resources
-        self._initial = plan.codec.encode(plan.initial)
         self._keeping = anyio.Lock()
 
     @property
     def store(self) -> Store | None:
         """The store that appends go to; None for a log in memory."""
         return self.inner.store
-
-    @property
-    def oldest(self) -> int:
-        """The number of the event in front of the oldest one that is kept."""
-        return self.floor.version if self.floor is not None else 0
 
     @property
     def stored(self) -> int:
@@ -108,8 +73,12 @@ class StreamBackend(Generic[S]):
             StateSerializationError: an event, or the state in front of the first one, fits no class or schema.
             StorageError: the log can't be reached or refuses.
         """
-        found = await self.inner.open()
         try:
+            found = await self.inner.open(self.acknowledged)
+            check_length(self.actor, found, self.acknowledged)
+            for snapshot in (found.floor, found.latest):
+                if snapshot is not None:
+                    check_signature(snapshot, self._seal)
             self.floor = found.floor
             self.latest = self._trusted(found.latest, found.version)
             self._check_floor()
@@ -120,9 +89,10 @@ class StreamBackend(Generic[S]):
             with anyio.CancelScope(shield=True):
                 await self.inner.close()
             if isinstance(error, StateError):
-                _name(error, self.actor)
+                self._name(error)
             raise
         self.point = point
+        self.acknowledged = found.version
         epoch = last.epoch if last is not None else point.epoch
         record = Record(point.version, epoch, point.saved_at, b"", self.plan.codec.version) if point.version else None
         return Opened(record, found.epoch)
@@ -145,68 +115,6 @@ class StreamBackend(Generic[S]):
         with anyio.CancelScope(shield=True):
             async with self._keeping:
                 await self.inner.close()
-
-    # Reading
-
-    def chunks(self, after: int, until: int) -> Chunks:
-        """Return an iterator over the events from ``after`` + 1 to ``until``.
-
-        Raises:
-            StateNotFoundError: some of them were compacted.
-            StateCorruptionError: at the first one that can't be read.
-        """
-        if after < self.oldest:
-            raise StateNotFoundError(
-                f"events {after + 1} to {self.oldest} of {self.actor!r} were compacted",
-                actor=self.actor,
-                hint=f"begin at since={self.oldest}",
-            )
-        return self.inner.chunks(after, until)
-
-    async def state_at(self, version: int, until: float | None = None) -> Point:
-        """Return the state after event ``version``; with ``until`` after the last one up to it saved by then.
-
-        Raises:
-            StateNotFoundError: that state was compacted.
-        """
-        return await self._replay(self._start(version, until), version, until=until)
-
-    async def states(self, limit: int | None, version: int) -> list[Form]:
-        """Return the states after each of the newest ``limit`` events up to ``version``, oldest first."""
-        first = self.oldest if limit is None else max(version - limit, self.oldest)
-        forms: list[Form] = []
-        point = await self._replay(self._start(first), first)
-        state = point.state
-        async for chunk in self.chunks(first, version):
-            state = await anyio.to_thread.run_sync(self._note_states, state, chunk, forms)
-        return forms
-
-    async def verify(self, version: int, link: bytes | None) -> int:
-        """Read all events up to ``version``, check them and their links up to ``link``, and return how many they are.
-
-        Raises:
-            StateCorruptionError: ``event`` is the first one that is not what was appended.
-        """
-        floor = self.floor
-        links = Links(self.actor, self.oldest, (floor.link if floor is not None else None) or GENESIS)
-        at = self.oldest
-        try:
-            async for chunk in self.inner.chunks(at, version):
-                if self.chained:
-                    await anyio.to_thread.run_sync(links.follow, chunk)
-                at = chunk[-1].version
-        except StateCorruptionError as error:
-            if error.event is None:
-                error.event = at + 1
-                error.message = f"event {at + 1} of the stream {self.actor!r}, or one soon after, {error.message}"
-            raise
-        if at != version:
-            raise StateCorruptionError(
-                f"events {at + 1} to {version} of the stream {self.actor!r} are missing", actor=self.actor, event=at + 1
-            )
-        if self.chained and links.link != link:
-            raise broken(self.actor, version, "it is not the one that was appended last")
-        return version - self.oldest
 
     # Snapshots
 
@@ -276,104 +184,25 @@ class StreamBackend(Generic[S]):
 
     async def _join_chain(self, found: LogState) -> None:
         """Go on with the chain that the log has, or begin one."""
-        last = found.last
-        newest = last.link if last is not None else (found.floor.link if found.floor is not None else None)
-        if newest is None and found.version and (self.plan.chain or found.head is not None):
-            raise UnsupportedOperationError(
-                f"chain=True: {self.actor!r} has {found.version} events that are not in a chain",
-                actor=self.actor,
-                hint="append them to a new log with chain=True, or leave it out",
-            )
-        self.chained = self.plan.chain or newest is not None
+        self.chained = begins_chain(self.actor, found, self.plan.chain)
         if self.inner.store is None or not self.chained:
             return
-        if found.head is None and not found.version:
+        if found.heads is None and not found.version:
             await self.inner.seal(self._seal.make(0, GENESIS, 0, GENESIS))
             return
-        if found.head is None:
-            raise StateCorruptionError(
-                f"the head of the stream {self.actor!r} is missing, so events may have been cut off after event "
-                f"{found.version}",
-                actor=self.actor,
-                event=found.version + 1,
-                hint="the log was left as it is; compare it with a copy",
-            )
-        head = self._seal.read(found.head)
-        floor_link = (found.floor.link if found.floor is not None else None) or GENESIS
-        # A head of a higher floor: a crash came between it and the floor, and the events are still there.
-        if head.floor < self.oldest or (head.floor == self.oldest and head.floor_link != floor_link):
-            raise StateCorruptionError(
-                f"the floor of the stream {self.actor!r} is not the one that its head names (event {head.floor})",
-                actor=self.actor,
-                event=head.floor + 1,
-                hint="the log was left as it is; compare it with a copy",
-            )
         try:
-            check_head(self.actor, head, found.version, newest or GENESIS)
+            await check_chain(self.actor, found, self._seal, self.inner.chunks)
         except StateCorruptionError:
-            await self.verify(found.version, newest)  # it may tell of an earlier event: a removed one, for example
+            # It may tell of an earlier event: a removed one, for example.
+            await self.verify(found.version, link_at_end(found) or GENESIS)
             raise
 
-    def _start(self, version: int, until: float | None = None) -> Point:
-        """Return the newest kept state that is not after event ``version``, nor saved after ``until``."""
-        if version < self.oldest:
-            raise self._compacted(f"the state after event {version}")
-        for kept in (self.latest, self.floor):
-            # A snapshot in front of the floor leads nowhere: the events after it are gone.
-            if kept is None or not self.oldest <= kept.version <= version:
-                continue
-            if until is None or kept.saved_at <= until:
-                state = self.plan.codec.decode(kept.state, kept.schema)
-                return Point(state, kept.version, kept.epoch, kept.saved_at, kept.link)
-        if self.floor is not None:
-            raise self._compacted("the state of that time")
-        return Point(self.plan.codec.decode(self._initial), 0, 0, 0.0, None)
-
-    def _compacted(self, what: str) -> StateNotFoundError:
-        return StateNotFoundError(
-            f"{what} of {self.actor!r} is not kept: events up to {self.oldest} were compacted",
-            actor=self.actor,
-            hint=f"the oldest state that is kept is version {self.oldest}",
-        )
-
-    async def _replay(self, point: Point, version: int, until: float | None = None, *, opening: bool = False) -> Point:
-        """Return the state after event ``version``, from an earlier one that it may change."""
-        state, last = point.state, None
-        fold, events = self.plan.fold, self.plan.events
-        met: list[Request] = []
-        async for chunk in self.inner.chunks(point.version, version):
-            if until is not None and chunk[-1].saved_at > until:
-                chunk = [stored for stored in chunk if stored.saved_at <= until]
-                version = chunk[-1].version if chunk else 0
-            met += [Request(stored.request, stored.version) for stored in chunk if stored.request is not None]
-            state = await anyio.to_thread.run_sync(fold_all, fold, state, chunk, events, self.actor)
-            last = chunk[-1] if chunk else last
-            if last is None or last.version >= version:
-                break
-        if opening:
-            self.inner.remember(met)
-        if last is None:
-            return point._replace(state=state)
-        return Point(state, last.version, last.epoch, last.saved_at, last.link)
-
-    def _note_states(self, state: Any, chunk: Sequence[StoredEvent], forms: list[Form]) -> Any:
-        fold, events, codec = self.plan.fold, self.plan.events, self.plan.codec
-        for stored in chunk:
-            event = events.unpack(stored)
-            try:
-                state = fold(state, event)
-            except Exception as error:
-                raise cannot_fold(self.actor, stored, error) from error
-            if codec.is_immutable(state):
-                form = Form(state, None, stored.version, stored.epoch, stored.saved_at)
-            else:
-                form = Form(MISSING, codec.encode(state), stored.version, stored.epoch, stored.saved_at)
-            forms.append(form)
-        return state
-
-
-def _name(error: StateError, actor: str) -> None:
-    """Name the stream in an error of a codec."""
-    if error.actor is None:
-        error.actor = actor
-        error.message = f"{actor!r}: {error.message}"
+    def _name(self, error: StateError) -> None:
+        """Say of which stream an error tells, and where that is."""
+        if error.actor is None:
+            error.actor = self.actor
+            if repr(self.actor) not in error.message:
+                error.message = f"{self.actor!r}: {error.message}"
+        error.key = error.key or self.key
+        if isinstance(error, StateCorruptionError) and error.path is None:
+            error.path = self.inner.place

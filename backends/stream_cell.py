@@ -2,10 +2,9 @@
 
 Invariants
   1. ``folded`` is the state after event ``version``; nobody outside has it, unless it can't be changed.
-  2. ``value`` and ``data`` are forms of ``folded``, made when one is asked for, and forgotten with the next event.
-  3. ``base`` is the state after an earlier event, and ``tail`` what was appended since: what a fold left half-changed
-     is made again from them.
-  4. A snapshot is written only of events that are durable, one at a time, beside the turns.
+  2. ``value`` or ``data`` is a form of ``folded`` that no fold can change: it is made before an event is appended, so
+     there is no event after which the state can't be kept; and what a fold left half-changed is made again from it.
+  3. A snapshot is written only of events that are durable, one at a time, beside the turns.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ class StreamCell(Cell):
     """One stream. Everything here runs in the runtime's thread, replays excepted."""
 
     __slots__ = (
-        "base",
         "events",
         "fold",
         "folded",
@@ -51,14 +49,14 @@ class StreamCell(Cell):
         "snapshot_every",
         "stored",
         "stream",
-        "tail",
         "waiting",
     )
 
     def __init__(self, runtime: BaseRuntime, name: str, agent: Agent) -> None:
         super().__init__(runtime, name, agent)
         self.fold = agent.fold  # type: ignore[attr-defined]
-        self.codec, self.events = agent.codecs()  # type: ignore[attr-defined]
+        plan = agent.plan()  # type: ignore[attr-defined]
+        self.codec, self.events = plan.codec, plan.events
         self.snapshot_every: int = agent.snapshot_every  # type: ignore[attr-defined]
         self.stream: StreamBackend[Any] = None  # type: ignore[assignment]  # there from `start` on
         self.keeping = False  # a snapshot is being written
@@ -68,8 +66,6 @@ class StreamCell(Cell):
         super().clear()
         self.folded: Any = MISSING
         self.link: bytes | None = None
-        self.base: tuple[Any, bytes | None] = (MISSING, None)
-        self.tail: list[Packed] = []
         self.stored = 0  # the event of the newest snapshot, written or on its way
 
     async def start(self) -> None:
@@ -90,27 +86,13 @@ class StreamCell(Cell):
         self.epoch = opened.epoch
         self.stored = self.stream.stored
         self.stream.point = None
-        self.rebase()
+        self.value, self.data = self.encode(self.folded)
 
     # Reading
 
     @property
     def absent(self) -> bool:
         return False
-
-    def form(self) -> Form:
-        """Return the current state."""
-        self.present()
-        return Form(self.value, self.data, self.version, self.epoch, self.saved_at)
-
-    def present(self) -> None:
-        """Make the form in which the state is handed out."""
-        if self.value is not MISSING or self.data is not None:
-            return
-        if self.codec.is_immutable(self.folded):
-            self.value = self.folded
-        else:
-            self.data = self.codec.encode(self.folded)
 
     async def history(self, limit: int | None) -> list[Form]:
         """Return the states after the newest ``limit`` events, oldest first."""
@@ -145,6 +127,9 @@ class StreamCell(Cell):
         """Append events, all or none, and return the number of the last one.
 
         An exception of the fold is raised as it is, with a note that names the event.
+
+        Raises:
+            StateSerializationError: the fold returned what is no state, or can't be kept.
         """
         if if_version is not None and if_version != self.version:
             raise VersionConflictError(if_version, self.version, actor=self.name, hint="load it again and decide anew")
@@ -157,22 +142,20 @@ class StreamCell(Cell):
                 if type(new) is not type(state):
                     self._check_result(new, state)
                 state = new
-            data = self.check_size(self.codec.encode(state)) if self.limit is not None else None
+            value, data = self.encode(state)
         except BaseException as error:
-            self._undo()
+            self.folded = self.current()
             if packed and not isinstance(error, DgentError):
                 tag = packed[number - self.version - 1].tag
                 error.add_note(f"event {number} ({tag}) of {self.name!r} was refused by the fold: nothing was appended")
             raise
         if not packed:
             return self.version
-        self.folded, self.value, self.data = state, MISSING, data
+        self.folded, self.value, self.data = state, value, data
         self.saved_at = max(time(), self.saved_at)
         for each in packed:
             self._add(each)
-        self.tail += packed
-        if len(self.tail) >= self.snapshot_every:
-            self._snapshot_if_due()
+        self._snapshot_if_due()
         if self.committer is None and self.observed:
             self.changed()
         return self.version
@@ -202,44 +185,31 @@ class StreamCell(Cell):
             if isinstance(new, CoroutineType):
                 new.close()
             raise TypeError("the fold is async; it must be a plain function of the state and the event")
+        self.encode(new)
 
-    def _undo(self) -> None:
-        """Return to the state after event ``version``, whatever a fold did to it."""
-        if self.value is not MISSING:
-            self.folded = self.value
-        elif self.data is not None:
-            self.folded = self.codec.decode(self.data)
-        else:
-            value, data = self.base
-            state = self.codec.decode(data) if data is not None else value
-            for packed in self.tail:
-                # A copy: the fold may have kept, and changed, what it was given the first time.
-                again = StoredEvent(0, 0, 0.0, packed.schema, packed.tag, msgspec.Raw(packed.payload))
-                state = self.fold(state, self.events.unpack(again))
-            self.folded = state
-            self.rebase()
+    def encode(self, state: Any) -> tuple[Any, bytes | None]:
+        """Return the forms of what the fold made; raises when it can't be stored."""
+        try:
+            return super().encode(state)
+        except StateSerializationError as error:
+            error.message = error.message.replace("the state", "the state that the fold returned", 1)
+            raise
 
-    def rebase(self) -> None:
-        """Make the current state the one to begin from after a fold that failed."""
-        self.present()
-        self.base = (self.value, self.data)
-        self.tail = []
+    def settle(self, staged: Staged, refusal: DgentError | None) -> None:
+        """Take note of what became of a commit."""
+        if refusal is None:
+            self.stream.acknowledged = staged.last
+        super().settle(staged, refusal)
 
     # Snapshots
 
     def _snapshot_if_due(self) -> None:
-        """Encode the state, and begin to write it if the last one is ``snapshot_every`` events ago."""
-        try:
-            self.rebase()
-            if self.version - self.stored < self.snapshot_every or self.committer is None:
-                return
-            data = self.data if self.data is not None else self.codec.encode(self.value)
-        except DgentError as error:
-            self.runtime.emit("warning", self.name, message=f"no snapshot after event {self.version}: {error}")
+        """Begin to write the state if the last one that was written is ``snapshot_every`` events ago."""
+        if self.version - self.stored < self.snapshot_every or self.committer is None:
             return
         self.stored = self.version
-        link = self.link
-        snapshot = self.stream.snapshot(self.version, self.epoch, self.saved_at, link, data)
+        assert self.data is not None, "invariant 2: a state that is stored is encoded"
+        snapshot = self.stream.snapshot(self.version, self.epoch, self.saved_at, self.link, self.data)
         self.waiting = (snapshot, self.gate)
         if not self.keeping:
             self.keeping = True

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from dgents.backends.chain import GENESIS, Links, broken, check_head, read_head
+from dgents.backends.chain import GENESIS, Links, broken
+from dgents.backends.chain_head import check_head, check_reach, reach_of
 from dgents.backends.event_codec import StoredEvent
-from dgents.backends.event_log import StateSnapshot, check_numbers
-from dgents.backends.event_log_journal import FLOOR, HEAD, OWNER_LOCK, read_snapshot
+from dgents.backends.event_log import LogState, StateSnapshot, check_numbers
+from dgents.backends.event_log_files import FLOOR, HEAD, LATEST, OWNER_LOCK, read_snapshot
 from dgents.backends.head_file import HeadFile
 from dgents.backends.journal_reader import read_journal
+from dgents.backends.seal import read_head
+from dgents.backends.stream_checks import check_length
 from dgents.runtime.errors import StateCorruptionError
 
 _ATTEMPTS = 5
@@ -53,7 +57,11 @@ def read_stream(directory: Path) -> list[StoredEvent]:
 
 def _read(directory: Path, floor: StateSnapshot | None) -> list[StoredEvent]:
     name = str(directory)
-    head = HeadFile(directory / HEAD).open()  # before the events: an owner writes it after them
+    # Before the events: an owner writes them after those.
+    heads = HeadFile(directory / HEAD).open()
+    latest = None
+    with contextlib.suppress(StateCorruptionError):  # a stream opens without it
+        latest = read_snapshot(directory / LATEST, name)
     links = Links(name, floor.version if floor else 0, (floor.link if floor else None) or GENESIS)
     events: list[StoredEvent] = []
     for batch in read_journal(directory, links.version + 1):
@@ -68,8 +76,13 @@ def _read(directory: Path, floor: StateSnapshot | None) -> list[StoredEvent]:
     if events and events[0].link is not None:
         links.follow(events)
     last = events[-1].version if events else links.version
-    if head is not None:
-        check_head(name, read_head(name, head), last, links.link)
+    check_length(name, LogState(last, None, 0, floor, latest), 0)
+    if heads is not None:
+        reach = reach_of(name, [read_head(name, head) if head else None for head in heads])
+        check_reach(name, reach, last)
+        named = reach.head.version - (floor.version if floor else 0)
+        if named > 0:
+            check_head(name, reach.head, reach.head.version, events[named - 1].link or GENESIS)
     elif links.link != GENESIS:
         raise broken(name, last + 1, "the head of the chain is missing, so it may have been cut off")
     return events

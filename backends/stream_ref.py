@@ -18,7 +18,7 @@ from dgents.runtime.turns import MISSING
 
 if TYPE_CHECKING:
     from dgents.backends.event_log import Chunks
-    from dgents.backends.stream_backend import Point
+    from dgents.backends.stream_replays import Point
 
 S = TypeVar("S")
 
@@ -128,9 +128,6 @@ class StreamRef(Ref[S]):
             ValueError: ``at`` has no timezone, or both are given.
         """
         if version is None and at is None:
-            cell = self._stream()
-            if cell.value is MISSING and cell.data is None and cell.free:
-                cell.present()
             return await super().load()
         if version is not None:
             check_number(f"load of {self.name!r}", "version", version)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dgents.backends.vector_input import Metric
 
 
+_MAX_DIMENSION = 2**31 - 1
 _METRICS = ("cosine", "ip", "l2")
 _INDEXES = ("flat", "hnsw", "ivf")
 
@@ -72,6 +73,8 @@ class VectorAgent(Generic[S]):
     def __post_init__(self) -> None:
         if isinstance(self.dimension, bool) or not isinstance(self.dimension, int) or self.dimension < 1:
             raise ValueError(f"dimension is {self.dimension!r}; give the length of the embeddings, 1 or more")
+        if self.dimension > _MAX_DIMENSION:
+            raise ValueError(f"dimension is {self.dimension}; FAISS takes up to {_MAX_DIMENSION:,}")
         if not isinstance(self.index, str) or not self.index:
             raise ValueError(f"index is {self.index!r}; give 'flat', 'hnsw', 'ivf' or a factory string of faiss")
         if self.metric not in _METRICS:

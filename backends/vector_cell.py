@@ -20,12 +20,13 @@ from dgents.backends.vector_change import Packed, pack_delete, pack_upsert
 from dgents.backends.vector_embed import Embedder, own_embedding
 from dgents.backends.vector_file import Capture, Head
 from dgents.backends.vector_search import Look, Searches
-from dgents.backends.vector_states import Id, States
+from dgents.backends.vector_states import LARGEST_ID, Id, States
 from dgents.backends.vector_store import MAX_CHANGE_BYTES
 from dgents.backends.vector_upkeep import Upkeep
 from dgents.runtime.actor import Cell
 from dgents.runtime.contract import Agent, Opened, Record
 from dgents.runtime.errors import (
+    InvalidVectorError,
     StateError,
     StateTooLargeError,
     StorageError,
@@ -224,6 +225,12 @@ class VectorCell(Cell):
             if id is None:
                 id, next_id = next_id, next_id + 1
             ids.append(id)
+        if next_id > LARGEST_ID + 1 and None in entries.ids:
+            raise InvalidVectorError(
+                f"save to {self.name!r} refused: there is no higher id than those that were used",
+                actor=self.name,
+                hint="give it an id",
+            )
         if self.committer is not None and entries.size > MAX_CHANGE_BYTES:
             raise StateTooLargeError(
                 f"save to {self.name!r} refused: {entries.size:,} bytes, at most {MAX_CHANGE_BYTES:,} at once",

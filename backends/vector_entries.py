@@ -8,11 +8,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from dgents.backends.vector_input import Id, Metric, Vectors, check_ids, check_vectors
-from dgents.backends.vector_states import following
+from dgents.backends.vector_states import LARGEST_ID, following
 from dgents.runtime.codec import Codec
 from dgents.runtime.errors import InvalidVectorError, StateError
-
-_LARGEST_ID = 2**63 - 1
 
 
 class Entries(NamedTuple):
@@ -37,7 +35,7 @@ def check_id(id: Any) -> Id:
         InvalidVectorError: it is neither, or an int beyond 64 bits, or a text that can't be stored.
     """
     (plain,) = check_ids([id])
-    if isinstance(plain, int) and not -_LARGEST_ID - 1 <= plain <= _LARGEST_ID:
+    if isinstance(plain, int) and not -LARGEST_ID - 1 <= plain <= LARGEST_ID:
         raise InvalidVectorError(f"id {plain} does not fit into 64 bits", position=0)
     if isinstance(plain, str) and not plain.isascii():
         try:
@@ -62,8 +60,11 @@ def make_entries(
         InvalidVectorError: an id or a vector can't be kept; it names it.
         StateSerializationError: a state can't be stored; it names its position if there are several.
         ValueError: there are not as many ids or embeddings as states.
+        TypeError: the embeddings are neither a matrix nor a list.
     """
     plain = _ids(ids, len(states))
+    if not hasattr(embeddings, "__len__"):
+        raise TypeError(f"embeddings is a {type(embeddings).__name__}; give a matrix, or a list of vectors")
     if len(embeddings) != len(states):
         raise ValueError(f"{len(embeddings)} embeddings for {len(states)} states: each state needs one")
     names = None if ids is None else Names(plain)
@@ -96,11 +97,11 @@ class Names(Sequence[Any]):
 def _ids(ids: Sequence[Id | None] | None, count: int) -> list[Id | None]:
     if ids is None:
         return [None] * count
-    if isinstance(ids, str | bytes):
+    if isinstance(ids, str | bytes) or not hasattr(ids, "__len__"):
         raise InvalidVectorError(f"ids must be a sequence of ids, not {ids!r} itself")
     if set(map(type, ids)) == {int} and len(ids) == count:
         numbers = cast(Sequence[int], ids)
-        if min(numbers) >= -_LARGEST_ID and max(numbers) <= _LARGEST_ID:
+        if min(numbers) >= -LARGEST_ID and max(numbers) <= LARGEST_ID:
             return list(ids)  # the usual ones, quickly
     plain: list[Id | None] = []
     for position, id in enumerate(ids):

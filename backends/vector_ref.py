@@ -94,6 +94,7 @@ class VectorRef(Ref[S]):
 
         Raises as `save`, and:
             ValueError: there are not as many ids or embeddings as states.
+            TypeError: the states are no list of states, or the embeddings no list of vectors.
         """
         if isinstance(states, str | bytes | Mapping) or not isinstance(states, Iterable):
             raise TypeError(f"save_many to {self.name!r}: give a list of states; save(state) takes a single one")
@@ -132,7 +133,8 @@ class VectorRef(Ref[S]):
 
         Raises:
             InvalidVectorError (a StateSerializationError and ValueError): the vector can't be compared with the others.
-            ValueError: ``k`` is not 1 or more.
+            ValueError: ``k`` is not 1 or more, or a path in ``where`` has an empty segment.
+            TypeError: ``where`` is neither a function nor a dict of paths.
             Exception: whatever ``where`` raises.
         """
         (hits,) = await self._search([vector], k, where)
@@ -146,6 +148,8 @@ class VectorRef(Ref[S]):
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k is {k!r}; give how many to find, 1 or more")
         allowed = as_predicate(where)
+        if not hasattr(vectors, "__len__"):
+            raise TypeError(f"search_many in {self.name!r}: {vectors!r} is no matrix; give one vector a row")
         cell = self._vectors()
         cell.admit(Search(vectors, k, where), waits=True)
         await cell.ready()

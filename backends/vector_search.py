@@ -22,6 +22,7 @@ from dgents.runtime.codec import Codec
 from dgents.runtime.commit import Failure, Staged
 from dgents.runtime.deadlock import current_turn, turn_in_progress
 from dgents.runtime.mailbox import Envelope
+from dgents.runtime.patch import parse_path
 
 if TYPE_CHECKING:
     from dgents.backends.vector_cell import VectorCell
@@ -245,14 +246,23 @@ def as_predicate(where: Where | None) -> Callable[[Any], object] | None:
     """Return ``where=`` as a function of the state: a dict names fields, ``"path.to.field"``, and what they equal.
 
     Raises:
-        TypeError: it is neither a function nor a dict.
+        TypeError: it is neither a function nor a dict, or one of its keys is no path.
+        ValueError: one of its paths has an empty segment.
     """
     if where is None or callable(where):
         return where
     if not isinstance(where, Mapping):
         raise TypeError(f"where is {type(where).__name__}; give a function of the state, or a dict of its fields")
-    wanted = [(path.split("."), value) for path, value in where.items()]
+    wanted = [(_path(path), value) for path, value in where.items()]
     return lambda state: all(_part(state, path) == value for path, value in wanted)
+
+
+def _path(path: Any) -> tuple[str, ...]:
+    try:
+        return parse_path(path)
+    except (TypeError, ValueError) as error:
+        error.add_note("it is a key of where=, whose keys are paths of fields and whose values are what they equal")
+        raise
 
 
 def _part(state: Any, path: Sequence[str]) -> Any:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 
 Id = str | int
 
+LARGEST_ID = 2**63 - 1  # a generated id comes after all others, as long as there is one
+
 
 def following(ids: Iterable[Id | None]) -> int:
     """Return a generated id that comes after all of these."""

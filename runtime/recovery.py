@@ -10,13 +10,14 @@ is answered with an error whose ``outcome`` is true: ``rolled_back``, or ``unkno
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from dgents.runtime.commit import Staged
 from dgents.runtime.contract import Opened
-from dgents.runtime.errors import DgentError, Outcome, OwnershipLostError, StorageError
+from dgents.runtime.errors import DgentError, Outcome, OwnershipLostError, StateCorruptionError, StorageError
 
 if TYPE_CHECKING:
     from dgents.runtime.actor import Cell
@@ -163,6 +164,11 @@ def _refuse(cell: StoredTurns, doubtful: Sequence[Staged], outcome: Outcome) -> 
     for staged in doubtful:
         if isinstance(cause, StorageError) and cause.outcome == outcome and cause.actor == cell.name:
             staged.refuse(cause)
+            continue
+        if isinstance(cause, StateCorruptionError):  # of what is there; it says what to do about that
+            damage = copy(cause)
+            damage.outcome = outcome
+            staged.refuse(damage)
             continue
         verb = "was not stored" if outcome == "rolled_back" else "may or may not be stored"
         error = StorageError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -122,3 +125,24 @@ def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
         yield server
     finally:
         server.kill()
+
+
+@contextmanager
+def redis_cluster(folder: Path) -> Iterator[RedisServer]:
+    """Run a cluster of one node, which has all slots, while the block lasts."""
+    with redis_server(folder, "--cluster-enabled", "yes") as server, server.client() as client:
+        client.execute_command("CLUSTER ADDSLOTS", *range(16384))
+        while not _is_ready(client):
+            time.sleep(0.01)
+        yield server
+
+
+def _is_ready(client: redis.Redis) -> bool:
+    reply: Any = client.execute_command("CLUSTER INFO")
+    text = reply.decode() if isinstance(reply, bytes) else str(reply)
+    return re.search("cluster_state'?: ?'?ok", text) is not None
+
+
+def cluster_url(server: RedisServer) -> str:
+    """Return the URL of the cluster that a node is of."""
+    return f"redis+cluster://127.0.0.1:{server.port}"

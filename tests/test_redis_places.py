@@ -21,7 +21,7 @@ from dgents.backends.redis_url import parse_redis_url
 from dgents.runtime.contract import Opened
 from dgents.runtime.errors import StorageError, VersionConflictError
 from tests.redis_kit import commit, opened, record, write
-from tests.redis_server import RedisSentinel, RedisServer, redis_server
+from tests.redis_server import RedisSentinel, RedisServer, cluster_url, redis_cluster, redis_server
 from tests.resources import fake_resources
 from tests.tcp_proxy import tcp_proxy
 from tests.test_redis_watch import Changes
@@ -117,17 +117,9 @@ async def test_a_sentinel_leads_to_the_primary(server: RedisServer, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a cluster of one node, which has all slots."""
-    options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
-    with redis_server(tmp_path_factory.mktemp("cluster"), *options) as server, server.client() as client:
-        client.execute_command("CLUSTER ADDSLOTS", *range(16384))
-        while b"cluster_state:ok" not in _raw(client.execute_command("CLUSTER INFO")):
-            pass
-        yield f"redis+cluster://127.0.0.1:{server.port}"
-
-
-def _raw(reply: object) -> bytes:
-    return reply if isinstance(reply, bytes) else "\n".join(f"{k}:{v}" for k, v in dict(reply).items()).encode()  # type: ignore[call-overload]
+    """The URL of a cluster."""
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as server:
+        yield cluster_url(server)
 
 
 async def test_a_cluster_commits_many_slots_at_once(cluster: str) -> None:
@@ -145,6 +137,23 @@ async def test_a_cluster_commits_many_slots_at_once(cluster: str) -> None:
         assert await backends[7].execute("SET", "own", 1) is True
         for backend in backends:
             await backend.close()
+
+
+async def test_a_cluster_replies_as_one_server_does(server: RedisServer, cluster: str) -> None:
+    """What is read of states is read as it came; a user's own command is shaped as redis-py does."""
+    replies = []
+    for url in (server.url, cluster):
+        async with opened(url, "replies", max_history=3) as (backend, _):
+            assert await commit(backend, 1) is None
+            history, own = backend.keys.history, b"{replies}"
+            assert await backend.execute("XADD", own, "1-0", "a", "b") == b"1-0"
+            assert await backend.execute("XRANGE", own, "-", "+") == [(b"1-0", {b"a": b"b"})]
+            assert await backend.execute("SET", own + b"text", "x") is True
+            (entry,) = await backend._open_store.ask(backend.keys, "XRANGE", history, "-", "+")
+            (same,) = await backend._open_store.ask(backend.keys, "XREVRANGE", history, "+", "-", "COUNT", 1)
+            replies.append([entry[0], entry[1][0], same[0], await backend.execute("XTRIM", own, "MAXLEN", 0)])
+            await backend.execute("DEL", backend.keys.state, history, own, own + b"text")
+    assert replies[0] == replies[1]
 
 
 async def test_a_cluster_publishes_changes(cluster: str) -> None:

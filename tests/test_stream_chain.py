@@ -15,10 +15,11 @@ import pytest
 
 import dgents
 from dgents import Runtime
-from dgents.backends.chain import GENESIS, Seal, link_of
+from dgents.backends.chain import GENESIS, link_of
 from dgents.backends.event_codec import StoredEvent, to_data
 from dgents.backends.head_file import HeadFile
 from dgents.backends.journal import Journal
+from dgents.backends.seal import Seal
 from dgents.backends.sqlite_inspect import SqliteInspector
 from dgents.backends.sqlite_tables import to_record, to_row
 from tests.stream_kit import UserCreated, agent_maker
@@ -162,9 +163,7 @@ async def test_a_head_made_anew_is_found_by_its_signature(tmp_path: Path, signed
 
     tamper_with_journal(tmp_path, forge)
     head = HeadFile(next((tmp_path / "log").rglob("head")))
-    head.open()
-    head.write(Seal("users", "users", bytes(32)).make(len(EVENTS), links[0], 0, GENESIS))
-    head.close()
+    head.replace(len(EVENTS), Seal("users", "users", bytes(32)).make(len(EVENTS), links[0], 0, GENESIS))
     if signed:
         with pytest.raises(dgents.StateCorruptionError, match="its signature is not of this key"):
             await read(tmp_path, **options)

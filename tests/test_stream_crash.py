@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import dgents
 from dgents import Runtime
 from dgents.backends import files
+from tests.disk import RecordingLayer
 from tests.stream_kit import DURABLE, UserCreated, add, agent_maker
 
 pytestmark = pytest.mark.anyio
@@ -124,3 +126,56 @@ async def test_a_removed_lock_stops_the_owner(tmp_path: Path) -> None:
             await stream.append(UserCreated("u1", "x"))
         with pytest.raises(dgents.ActorStoppedError):
             await stream.load()
+
+
+def survives_power_cuts(tmp_path: Path, *, signed: bool, deaf: str = "", limit: int = 6) -> bool:
+    """Tell whether a chained stream keeps its word in each image of a power cut, and takes none for tampering."""
+    options: Any = {"fold": add, "initial": 0, "events": [int], "schema": int, "chain": True, "snapshot_every": 3}
+    options |= {"signing_key": bytes(32)} if signed else {}
+    root = tmp_path / "root"
+    root.mkdir()
+    disk = RecordingLayer(root, deaf=deaf, limit=limit)
+
+    async def work() -> None:
+        for session in range(2):
+            async with Runtime() as rt:
+                stream = await rt.spawn("numbers", agent_maker("journal", root)(**options))
+                for n in range(3):
+                    disk.acknowledge(await stream.append(n))
+                await stream.compact(before=2 + session)
+                disk.acknowledge(await stream.append_all([1, 2]))
+
+    async def check(folder: Path, acknowledged: tuple[int, ...]) -> None:
+        async with Runtime() as rt:
+            stream = await rt.spawn("numbers", agent_maker("journal", folder)(**options))
+            await stream.verify()
+            version = (await stream.snapshot()).version
+            assert version >= max(acknowledged, default=0)
+            assert await stream.append(7) == version + 1
+
+    images = disk.power_cuts(lambda: anyio.run(work))
+    assert len(images) > 100
+    for n, image in enumerate(images):
+        folder = image.materialise(tmp_path / str(n))
+        try:
+            anyio.run(check, folder, image.acknowledged)
+        except (AssertionError, dgents.StateError, dgents.StorageError) as error:
+            print(n, image.acknowledged, repr(error))
+            return False
+        shutil.rmtree(folder)
+    return True
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_no_power_cut_is_taken_for_tampering(tmp_path: Path, signed: bool) -> None:
+    assert survives_power_cuts(tmp_path, signed=signed)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("signed", [True, False])
+def test_no_power_cut_of_many_is_taken_for_tampering(tmp_path: Path, signed: bool) -> None:
+    assert survives_power_cuts(tmp_path, signed=signed, limit=20)
+
+
+def test_that_test_fails_with_a_sync_taken_out(tmp_path: Path) -> None:
+    assert not survives_power_cuts(tmp_path, signed=False, deaf="fdatasync")

@@ -1,4 +1,4 @@
-"""A stream on a real server, Redis or PostgreSQL: its newest owner wins."""
+"""A stream on a real server, Redis (one, and a cluster) or PostgreSQL: its newest owner wins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import dgents
 from dgents import Runtime
 from tests.postgres_server import PostgresServer, postgres_server
-from tests.redis_server import redis_server
+from tests.redis_server import cluster_url, redis_cluster, redis_server
 from tests.stream_kit import UserCreated, UserRenamed, agent_maker
 from tests.test_stream_model import run
 
@@ -28,12 +28,18 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def postgres() -> Iterator[PostgresServer]:
     with postgres_server() as server:
         yield server
 
 
-@pytest.fixture(params=["redis", "postgres"])
+@pytest.fixture(params=["redis", "cluster", "postgres"])
 def url(request: pytest.FixtureRequest) -> str:
     """Return the URL of an empty database."""
     server = request.getfixturevalue(request.param)
@@ -41,7 +47,7 @@ def url(request: pytest.FixtureRequest) -> str:
         return str(server.fresh_database())
     with server.client() as client:
         client.flushall()
-    return str(server.url)
+    return cluster_url(server) if request.param == "cluster" else str(server.url)
 
 
 def agent(url: str, **options: Any) -> Any:
