@@ -33,7 +33,8 @@ def read_states(path: str | os.PathLike[str]) -> Iterator[tuple[str, list[Record
 
 def state_files(directory: Path) -> list[Path]:
     """Return the files of states: by their suffix, or by the lock beside them."""
-    names = set(os.listdir(directory))
+    with os.scandir(directory) as entries:
+        names = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
     found = {name for name in names if name.endswith(SUFFIX)}
     found |= {lock.removesuffix(LOCK_SUFFIX) for lock in names if lock.endswith(LOCK_SUFFIX)} & names
     return [directory / name for name in sorted(found)]

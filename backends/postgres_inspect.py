@@ -9,12 +9,13 @@ from typing import Any, Self
 
 import psycopg
 
+from dgents.backends.event_codec import StoredEvent
 from dgents.backends.postgres_errors import translate
 from dgents.backends.postgres_place import parse_postgres_url, parse_table_name
 from dgents.backends.postgres_read import decode_history, decode_requests
 from dgents.backends.postgres_schema import LOCATE, check_entry
 from dgents.backends.postgres_tables import EVENTS, STATES, StatesTable
-from dgents.backends.sqlite_inspect import StoredState
+from dgents.backends.sqlite_inspect import StoredState, to_event
 from dgents.backends.sqlite_tables import COLUMNS, to_record
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StateCorruptionError, StorageError
@@ -59,6 +60,20 @@ class PostgresInspector:
             for schema, name in places
         ]
         return sum(streams for streams, _ in counts), sum(events for _, events in counts)
+
+    def stream(self, key: str) -> Iterator[tuple[str, list[StoredEvent]]]:
+        """Yield the events of the streams of this name, each with the table that it is in.
+
+        Raises:
+            StateCorruptionError: an event fails its checksum.
+        """
+        (first,) = self._rows("SELECT current_schema()")[0]
+        for name in self.tables(EVENTS):
+            schema, bare = parse_table_name(name)
+            columns = ", ".join(COLUMNS)
+            sql = f'SELECT {columns} FROM "{schema or first}"."{bare}" WHERE key = %(key)s ORDER BY version'
+            if rows := self._rows(sql, {"key": key}):
+                yield name, [to_event(row, self.place.safe) for row in rows]
 
     def tables(self, kind: str = STATES) -> list[str]:
         """Return the tables that hold states, each with its schema if that is not the first of the search path."""

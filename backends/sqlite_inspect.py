@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -13,12 +13,12 @@ import msgspec
 
 from dgents.backends.chain import GENESIS, Links
 from dgents.backends.chain_head import check_head, check_reach, reach_of
-from dgents.backends.event_codec import from_data
+from dgents.backends.event_codec import StoredEvent, from_data
 from dgents.backends.event_log import CHUNK, LogState, unpack_snapshot
 from dgents.backends.event_log_sqlite import EventsTable, events_table
 from dgents.backends.seal import read_head
 from dgents.backends.sqlite_connection import BUSY_TIMEOUT, attempt, connect_readonly, transact
-from dgents.backends.sqlite_tables import KIND, states_table, to_record
+from dgents.backends.sqlite_tables import COLUMNS, KIND, corrupt, states_table, to_record
 from dgents.backends.sqlite_transactions import Place, read_history, read_requests, read_states
 from dgents.backends.stream_checks import check_length
 from dgents.runtime.contract import Opened, Record, Request
@@ -121,6 +121,17 @@ class SqliteInspector:
         ]
         return sum(streams for streams, _ in counts), sum(events for _, events in counts)
 
+    def stream(self, key: str) -> Iterator[tuple[str, list[StoredEvent]]]:
+        """Yield the events of the streams of this name, each with the table that it is in.
+
+        Raises:
+            StateCorruptionError: an event fails its checksum.
+        """
+        for name in self._read(partial(_table_names, kind="events")):
+            sql = f'SELECT {", ".join(COLUMNS)} FROM "{name}" WHERE key = ? ORDER BY version'
+            if rows := self._rows(sql, (key,)):
+                yield name, [to_event(row, self.path) for row in rows]
+
     def verify(self) -> Iterator[StateCorruptionError]:
         """Yield what is wrong with the database: pages, rows, missing versions, lost heads."""
         for (answer,) in self._rows("PRAGMA integrity_check"):
@@ -182,6 +193,15 @@ class SqliteInspector:
 
     def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return attempt(self._connection, lambda it: transact(it, "DEFERRED", work), self.path, BUSY_TIMEOUT)
+
+
+def to_event(row: Sequence[Any], path: str) -> StoredEvent:
+    """Return the event in a row of a database; raises `StateCorruptionError` if there is none."""
+    record = to_record(row, path)
+    try:
+        return from_data(record)
+    except msgspec.DecodeError as error:
+        raise corrupt(path, row[0], f"event {record.version} can't be read: {error}") from error
 
 
 def _table_names(connection: sqlite3.Connection, kind: str = KIND) -> list[str]:

@@ -17,6 +17,7 @@ from dgents.backends.head_file import HeadFile
 from dgents.backends.journal_reader import read_journal
 from dgents.backends.seal import read_head
 from dgents.backends.stream_checks import check_length
+from dgents.backends.vector_inspect import is_vectors
 from dgents.runtime.errors import StateCorruptionError
 
 _ATTEMPTS = 5
@@ -25,8 +26,9 @@ _decode = msgspec.msgpack.Decoder(StoredEvent).decode
 
 
 def is_stream(directory: Path) -> bool:
-    """Say whether a directory holds the events of one stream."""
-    return (directory / OWNER_LOCK).exists() and any(directory.glob("*.journal"))
+    """Say whether a directory holds the events of one stream; a vector store has a lock and a journal, too."""
+    has_events = (directory / OWNER_LOCK).exists() and any(directory.glob("*.journal"))
+    return has_events and not is_vectors(directory)
 
 
 def stream_key(directory: Path) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from dgents.runtime.describe import Items
+
 ABSENT: Any = object()
 
 
@@ -28,6 +30,8 @@ def changes(before: Any, after: Any, path: str = "") -> Iterator[Change]:
     """
     if isinstance(before, dict) and isinstance(after, dict):
         yield from _of_maps(before, after, path)
+    elif isinstance(before, Items) and isinstance(after, Items):
+        yield from _of_sets(before, after, path)
     elif isinstance(before, list) and isinstance(after, list):
         yield from _of_lists(before, after, path)
     elif not _equal(before, after):
@@ -63,12 +67,36 @@ def _of_lists(before: list[Any], after: list[Any], path: str) -> Iterator[Change
             yield Change(where, ABSENT, new[number])
 
 
+def _of_sets(before: Items, after: Items, path: str) -> Iterator[Change]:
+    """Name the items that only one of the two has; an item has no place of its own, so the path is that of the set."""
+    old = {_canonical(item): item for item in before}
+    new = {_canonical(item): item for item in after}
+    for text, item in old.items():
+        if text not in new:
+            yield Change(path, item, ABSENT)
+    for text, item in new.items():
+        if text not in old:
+            yield Change(path, ABSENT, item)
+
+
+def _canonical(value: Any) -> str:
+    """Return a text that only what is equal has, in whatever order the items of a set are."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_canonical(part)}' for key, part in sorted(value.items()))}}}"
+    if isinstance(value, list):
+        parts = [_canonical(part) for part in value]
+        return f"set{sorted(parts)}" if isinstance(value, Items) else f"[{', '.join(parts)}]"
+    return repr(value)
+
+
 def _equal(before: Any, after: Any) -> bool:
     """Say whether nothing changed; 1, 1.0 and True are three things."""
     if type(before) is not type(after):
         return False
     if isinstance(before, dict):
         return before.keys() == after.keys() and all(_equal(part, after[key]) for key, part in before.items())
+    if isinstance(before, Items):
+        return _canonical(before) == _canonical(after)
     if isinstance(before, list):
         return len(before) == len(after) and all(map(_equal, before, after))
     return bool(before == after)

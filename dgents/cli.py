@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from dgents.places import Place
     from dgents.stores import Stored
 
 _ERROR = 2
@@ -105,41 +106,48 @@ def demo(chosen: argparse.Namespace) -> int:
 
 
 def inspect(chosen: argparse.Namespace) -> int:
-    """List what a place holds, or show one state as JSON."""
-    from dgents.listing import print_states, to_json
-    from dgents.places import locate, open_place
+    """List what a place holds, each part of it as itself; or show one state as JSON."""
+    from dgents.listing import escaped, print_states, to_json
+    from dgents.places import open_place
 
-    place = locate(chosen.uri)
-    with open_place(place, chosen.table) as store:
-        if chosen.key is None:
-            print_states(store, place.safe)
-        else:
-            print(to_json(_only(store.find(chosen.key), chosen.key, place.safe)))
+    if chosen.key is not None:
+        print(to_json(_find(chosen)))
+        return 0
+    places = _places(chosen)
+    said = False
+    for number, place in enumerate(places):
+        with open_place(place, chosen.table) as store:
+            if said:
+                print()
+            if number:
+                print(f"{escaped(place.safe)}:")
+            said |= print_states(store, place.safe, alone=number > 0 or len(places) == 1)
     return 0
 
 
 def history(chosen: argparse.Namespace) -> int:
-    """Show the versions of a state and what changed between them."""
+    """Show the versions of a state and what changed between them, or the events of a stream."""
     from dgents.listing import print_history
-    from dgents.places import locate, open_place
 
-    place = locate(chosen.uri)
-    with open_place(place, chosen.table) as store:
-        stored = _only(store.find(chosen.key), chosen.key, place.safe)
-    print_history(stored.records, chosen.limit)
+    print_history(_find(chosen), chosen.limit)
     return 0
 
 
 def verify(chosen: argparse.Namespace) -> int:
-    """Check every record."""
+    """Check every record of each part of a place."""
+    places = _places(chosen)
+    return max(_verify(place, alone=len(places) == 1) for place in places)
+
+
+def _verify(place: Place, *, alone: bool) -> int:
     from dgents.listing import escaped
-    from dgents.places import locate, open_place
+    from dgents.places import open_place
     from dgents.runtime.errors import StateCorruptionError
-    from dgents.stores import NotOurs, Other, counted
+    from dgents.stores import Counts, NotOurs, Other, counted
     from dgents.stores import verify as findings
 
-    place = locate(chosen.uri)
-    states = versions = faults = 0
+    faults = 0
+    counts = Counts()
     others: list[Other] = []
     try:
         with open_place(place) as store:
@@ -147,9 +155,8 @@ def verify(chosen: argparse.Namespace) -> int:
                 if isinstance(finding, StateCorruptionError):
                     faults += 1
                     print(f"damaged: {escaped(str(finding))}")
-                elif finding.records:
-                    states += 1
-                    versions += len(finding.records)
+                else:
+                    counts.add(finding)
             others = store.others()
     except NotOurs as error:
         print(escaped(str(error)))
@@ -157,12 +164,15 @@ def verify(chosen: argparse.Namespace) -> int:
     except StateCorruptionError as error:  # there is no opening it
         faults += 1
         print(f"damaged: {escaped(str(error))}")
-    whole = f"{counted(states, 'state')} with {counted(versions, 'version')}"
+    name = escaped(place.safe)
     if faults:
-        print(f"{place.safe}: {counted(faults, 'fault')} found; {whole} could be read whole")
+        print(f"{name}: {counted(faults, 'fault')} found; {counts.text()} could be read whole")
         return _DAMAGED
-    checked = [*([whole] if states else []), *(other.what for other in others if other.is_checked)]
-    print(f"{place.safe}: {', '.join(checked)}, all whole" if checked else f"there are no states in {place.safe}")
+    checked = [*([counts.text()] if counts else []), *(other.what for other in others if other.is_checked)]
+    if checked:
+        print(f"{name}: {', '.join(checked)}, all whole")
+    elif alone:
+        print(f"there are no states in {name}")
     if not all(other.is_checked for other in others):
         print(f"not checked: {', '.join(other.what for other in others if not other.is_checked)}")
     return 0
@@ -197,7 +207,13 @@ def _parser() -> argparse.ArgumentParser:
     one = _add(commands, "inspect", inspect, "what a file, database or server holds; one state as JSON", table=True)
     one.add_argument("uri", metavar="URI", help=_WHAT)
     one.add_argument("key", metavar="KEY", nargs="?", help="show this state, as JSON")
-    one = _add(commands, "history", history, "the versions of a state, and what changed between them", table=True)
+    one = _add(
+        commands,
+        "history",
+        history,
+        "the versions of a state, and what changed between them; the events of a stream",
+        table=True,
+    )
     one.add_argument("uri", metavar="URI", help=_WHAT)
     one.add_argument("key", metavar="KEY")
     one.add_argument("--limit", metavar="N", type=_positive, help="only the newest N versions")
@@ -239,13 +255,37 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _only(found: list[Stored], key: str, place: str) -> Stored:
+def _places(chosen: argparse.Namespace) -> list[Place]:
+    """Return what a URI names, and behind it whatever is in it, of folders in folders as well."""
+    from dgents.parts import parts_of
+    from dgents.places import locate
+
+    places = [locate(chosen.uri)]
+    for place in places:
+        places += [part.place for part in parts_of(place)]
+    if getattr(chosen, "table", None) is not None and len(places) > 1:
+        return [place for place in places if place.has_tables] or places[:1]
+    return places
+
+
+def _find(chosen: argparse.Namespace) -> Stored:
+    """Return the only state of a key."""
+    from dgents.places import open_place
+
+    found: list[tuple[Place, Stored]] = []
+    places = _places(chosen)
+    for place in places:
+        with open_place(place, chosen.table) as store:
+            found += [(place, stored) for stored in store.find(chosen.key)]
+    key, where = chosen.key, places[0].safe
     if not found:
-        raise LookupError(f"there is no state {key!r} in {place}; dgents inspect lists those that there are")
+        raise LookupError(f"there is no state {key!r} in {where}; dgents inspect lists those that there are")
+    if len({place.uri for place, _ in found}) > 1:
+        raise LookupError(f"the state {key!r} is in {', '.join(place.safe for place, _ in found)}; name one of them")
     if len(found) > 1:
-        tables = ", ".join(str(stored.table) for stored in found)
-        raise LookupError(f"the state {key!r} is in the tables {tables} of {place}; choose one with --table")
-    return found[0]
+        tables = ", ".join(str(stored.table) for _, stored in found)
+        raise LookupError(f"the state {key!r} is in the tables {tables} of {where}; choose one with --table")
+    return found[0][1]
 
 
 def _one_line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from dgents.backends.file import PersistentAgent
 from dgents.backends.file_inspect import SUFFIX
 from dgents.backends.files import safe_name
 from dgents.backends.sql import SQLAgent
+from dgents.parts import parts_of
 from dgents.places import Place, open_place
 from dgents.runtime.contract import Agent, Backend, Opened, Write
 from dgents.runtime.errors import DgentError, StateError, StateNotFoundError, VersionConflictError
@@ -78,7 +79,7 @@ def copy(
             )
     with open_place(source, table if source.has_tables else None) as contents:
         entries = list(contents.entries())
-        left_out = [other.what for other in contents.others()]
+        left_out = [*(part.what for part in parts_of(source)), *(other.what for other in contents.others())]
         if not entries:
             raise StateNotFoundError(
                 f"there are no states in {source.safe}",

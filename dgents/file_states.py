@@ -14,6 +14,7 @@ from dgents.backends.file_inspect import SUFFIX, read_states, state_files
 from dgents.backends.file_reader import LOG_SUFFIX
 from dgents.backends.file_state import LOCK_SUFFIX
 from dgents.backends.files import safe_name, storage_errors
+from dgents.backends.journal_reader import read_journal
 from dgents.backends.stream_inspect import is_stream
 from dgents.backends.vector_inspect import is_vectors
 from dgents.runtime.errors import StateCorruptionError, StorageError, UnsupportedOperationError
@@ -61,21 +62,29 @@ class FileStates:
         return [stored for stored in map(_read_file, self._paths()) if stored.key == key]
 
     def damage(self) -> Iterator[StateCorruptionError]:
-        return iter(())
+        for path in self._journals():
+            try:
+                for batch in read_journal(path):
+                    batch.records()
+            except StateCorruptionError as error:
+                yield error
 
     def others(self) -> list[Other]:
         if not self._path.is_dir():
             kept = self._path.parent / REMINDERS / self._path.name
             return [Other("reminders", False)] if kept.exists() else []
-        folders = [path for path in self._path.iterdir() if path.is_dir()]
-        counts = {
-            "stream": sum(map(is_stream, folders)),
-            "vector store": sum(map(is_vectors, folders)),
-        }
-        found = [Other(counted(count, what), False) for what, count in counts.items() if count]
+        journals = len(self._journals())
+        found = [Other(counted(journals, "journal"), True)] if journals else []
         if (self._path / REMINDERS).is_dir() and state_files(self._path / REMINDERS):
             found.append(Other("reminders", False))
         return found
+
+    def _journals(self) -> list[Path]:
+        """Return the folders of what was written behind: those of streams and of vector stores are no part of this."""
+        if not self._path.is_dir():
+            return []
+        folders = [path for path in sorted(self._path.iterdir()) if path.is_dir() and any(path.glob("*.journal"))]
+        return [path for path in folders if not is_stream(path) and not is_vectors(path)]
 
     def _paths(self) -> list[Path]:
         if not self._path.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -12,65 +12,84 @@ from typing import Any
 from dgents.changes import ABSENT, Change, changes
 from dgents.runtime.contract import Record
 from dgents.runtime.describe import describe
-from dgents.stores import Store, Stored
+from dgents.stores import Store, Stored, Summary
 
 _LONGEST_VALUE = 60  # characters of a value in a list of changes
 
 
-def print_states(store: Store, place: str) -> None:
-    """Print a line a state; the key comes last, since it may be of any length."""
+def print_states(store: Store, place: str, *, alone: bool = True) -> bool:
+    """Print a line a state; the key comes last, since it may be of any length. Say whether anything was printed.
+
+    Args:
+        alone: say so, if there is none.
+    """
     rows = (one.summary() for one in store.entries())
     count = 0
     for row in rows:
         if not row.version:
             continue
         if not count:
-            head = f"{'version':>9}  {'kept':>6}  {'bytes':>12}  {'saved (UTC)':<19}"
-            print(f"{head}  {'table':<12}  key" if row.table is not None else f"{head}  key")
+            print(f"{_head(row)}  {'table':<12}  key" if row.table is not None else f"{_head(row)}  key")
         count += 1
         size = "deleted" if row.size is None else f"{row.size:,}"
         line = f"{row.version:>9,}  {row.versions:>6,}  {size:>12}  {_when(row.saved_at):<19}"
         table = f"  {escaped(row.table):<12}" if row.table is not None else ""
         print(f"{line}{table}  {escaped(row.key)}")
     others = ", ".join(other.what for other in store.others())
-    if not count:
+    if not count and (alone or others):
         print(f"there are no states in {place}" + (f", but {others}" if others else ""))
     elif others:
         print(f"beside these: {others}")
+    return bool(count or alone or others)
+
+
+def _head(row: Summary) -> str:
+    number = "event" if row.is_stream else "version"
+    return f"{number:>9}  {'kept':>6}  {'bytes':>12}  {'saved (UTC)':<19}"
 
 
 def to_json(stored: Stored) -> str:
-    """Return the current version of a state, and what is known about it, as JSON."""
+    """Return the current version of a state, or the newest event of a stream, and what is known about it, as JSON."""
     current = stored.records[-1]
+    unit = "version" if stored.classes is None else "event"
     shown = {
         "key": stored.key,
         **({} if stored.table is None else {"table": stored.table}),
-        "version": current.version,
+        unit if stored.classes is None else "number": current.version,
+        **({} if stored.classes is None else {"class": stored.classes[-1]}),
         "epoch": current.epoch,
         "saved_at": datetime.fromtimestamp(current.saved_at, UTC).isoformat(),
         "schema": current.schema,
-        "versions": len(stored.records),
+        f"{unit}s": len(stored.records),
         "bytes": None if current.data is None else len(current.data),
     }
     if current.data is None:
         return _dump({**shown, "deleted": True}, indent=2)
-    return _dump({**shown, "state": describe(current.data)}, indent=2)
+    return _dump({**shown, "state" if stored.classes is None else "event": describe(current.data)}, indent=2)
 
 
-def print_history(records: Sequence[Record], limit: int | None = None) -> None:
-    """Print the versions, oldest first, each with what changed from the one before it."""
-    states = [ABSENT if record.data is None else describe(record.data) for record in records]
-    first = 0 if limit is None else max(0, len(records) - limit)
-    for number in range(first, len(records)):
-        record = records[number]
-        size = "deleted" if record.data is None else f"{len(record.data):,} bytes"
-        print(f"version {record.version:,}  {_when(record.saved_at)} UTC  {size}")
+def print_history(stored: Stored, limit: int | None = None) -> None:
+    """Print the newest versions, oldest first, each with what changed from the one before it; events as they are."""
+    first = 0 if limit is None else max(0, len(stored.records) - limit)
+    if stored.classes is not None:
+        for record, name in list(zip(stored.records, stored.classes, strict=True))[first:]:
+            print(f"event {record.version:,}  {_saved(record)}  {escaped(name)}")
+            print(f"  {_value(describe(record.data or b''))}")
+        return
+    states = [ABSENT if record.data is None else describe(record.data) for record in stored.records]
+    for number, record in enumerate(stored.records[first:], first):
+        print(f"version {record.version:,}  {_saved(record)}")
         if record.data is None:
             continue
         if number == 0:
             print(f"  {_value(states[0])}")
         else:
             _print_changes(states[number - 1], states[number])
+
+
+def _saved(record: Record) -> str:
+    size = "deleted" if record.data is None else f"{len(record.data):,} bytes"
+    return f"{_when(record.saved_at)} UTC  {size}"
 
 
 def _print_changes(before: Any, after: Any) -> None:

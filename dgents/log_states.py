@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Literal
 
 from dgents.backends.file import REMINDERS
-from dgents.backends.file_inspect import state_files
 from dgents.backends.files import safe_name
 from dgents.backends.stream_inspect import is_stream, read_stream, stream_key
 from dgents.backends.vector_inspect import is_vectors, read_vectors
-from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StateCorruptionError
-from dgents.stores import Entry, Other, Stored, entry
+from dgents.stores import Entry, Other, Stored, entry, stored_stream
 
 
 def kind_of(path: Path) -> Literal["vectors", "streams"] | None:
     """Say what logs a folder holds: of a vector store, of a stream, or of nothing but streams; None for neither."""
     if is_vectors(path):
         return "vectors"
-    if is_stream(path) or (any(map(is_stream, path.iterdir())) and not state_files(path)):
+    if is_stream(path):
         return "streams"
-    return None
+    others = [inner for inner in path.iterdir() if inner.name != REMINDERS]
+    return "streams" if others and all(map(is_stream, others)) else None
 
 
 class VectorStates:
@@ -51,6 +50,7 @@ class StreamStates:
     """A stream a state, each of its events a version; see `stores.Store`."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._reminders = (path.parent if is_stream(path) else path) / REMINDERS
         self._paths = [path] if is_stream(path) else sorted(filter(is_stream, path.iterdir()))
 
@@ -65,11 +65,10 @@ class StreamStates:
         return iter(())
 
     def others(self) -> list[Other]:
-        return [Other("reminders", False)] if self._reminders.is_dir() else []
+        # Those of a folder with other things in it, too, are told of by the folder.
+        is_told_here = self._reminders.is_dir() and kind_of(self._path) == "streams"
+        return [Other("reminders", False)] if is_told_here else []
 
 
 def _read_stream(path: Path) -> Stored:
-    events = read_stream(path)
-    records = [Record(it.version, it.epoch, it.saved_at, bytes(it.payload), it.schema) for it in events]
-    requests = [Request(it.request, it.version) for it in events if it.request is not None]
-    return Stored(None, stream_key(path), records, requests)
+    return stored_stream(None, stream_key(path), read_stream(path))

@@ -5,8 +5,8 @@
 | a file that begins as SQLite's do, or is called `.db`, `.sqlite`, `.sqlite3`; `sqlite:///PATH` | tables of states |
 | any other file | the state of a `PersistentAgent` |
 | a folder with `vectors.snapshot` in it | the states of a `VectorAgent`, by id |
-| the folder of a stream's events, or one of such folders | streams |
-| any other folder, or a path that ends in `/` | a state a file |
+| the folder of a stream's events, or one of nothing but such folders | streams |
+| any other folder, or a path that ends in `/` | a state a file, and whatever else of the above is in it (`parts`) |
 | `postgresql://` | tables of states |
 | `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://` | a key a state |
 """
@@ -72,11 +72,16 @@ def locate(uri: str) -> Place:
             return Place(kind, uri, uri)
     if path.is_dir() or uri.endswith(os.sep):
         return Place("folder", os.path.join(uri, ""), uri)
-    if path.suffix in _DATABASE_SUFFIXES or _begins_with(path, SQLITE_MAGIC):
+    if is_database(path):
         return Place("sqlite", uri, uri)
     if _begins_with(path, _CHECKPOINT_MAGIC):
         raise ValueError(f"{uri} is a checkpoint of a runtime; bring it up with Runtime.restore and look there")
     return Place("file", uri, uri)
+
+
+def is_database(path: Path) -> bool:
+    """Say whether a file is, or would be, a SQLite database: by its name, or by its beginning."""
+    return path.suffix in _DATABASE_SUFFIXES or _begins_with(path, SQLITE_MAGIC)
 
 
 def open_place(place: Place, table: str | None = None) -> AbstractContextManager[Store]:

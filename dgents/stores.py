@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from dgents.backends.event_codec import StoredEvent
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.describe import describe
 from dgents.runtime.errors import StateCorruptionError
@@ -14,12 +15,23 @@ class Stored(NamedTuple):
     """One state: its versions, oldest first, the current one last, and the request ids that were applied to it.
 
     It has no versions if it was claimed and never saved, or has expired since it was listed.
+
+    Attributes:
+        classes: of a stream, whose events these are, the name of each one's class.
     """
 
     table: str | None
     key: str
     records: list[Record]
     requests: list[Request]
+    classes: list[str] | None = None
+
+
+def stored_stream(table: str | None, key: str, events: Sequence[StoredEvent]) -> Stored:
+    """Return a stream."""
+    records = [Record(it.version, it.epoch, it.saved_at, bytes(it.payload), it.schema) for it in events]
+    requests = [Request(it.request, it.version) for it in events if it.request is not None]
+    return Stored(table, key, records, requests, [event.tag for event in events])
 
 
 class Summary(NamedTuple):
@@ -29,6 +41,7 @@ class Summary(NamedTuple):
         version: the current one; 0 if it was never saved.
         versions: how many are kept.
         size: of the current version in bytes; None if it was deleted.
+        is_stream: whether these are the events of a stream.
     """
 
     table: str | None
@@ -37,6 +50,7 @@ class Summary(NamedTuple):
     versions: int
     size: int | None
     saved_at: float
+    is_stream: bool = False
 
 
 class Entry(NamedTuple):
@@ -68,7 +82,7 @@ class Store(Protocol):
         ...
 
     def find(self, key: str, table: str | None = None) -> list[Stored]:
-        """Return the state ``key``: from ``table``, or from each table that has one."""
+        """Return the state or stream ``key``: from ``table``, or from each table that has one."""
         ...
 
     def damage(self) -> Iterator[StateCorruptionError]:
@@ -97,7 +111,33 @@ def summarize(stored: Stored) -> Summary:
         return Summary(stored.table, stored.key, 0, 0, None, 0.0)
     current = stored.records[-1]
     size = None if current.data is None else len(current.data)
-    return Summary(stored.table, stored.key, current.version, len(stored.records), size, current.saved_at)
+    is_stream = stored.classes is not None
+    return Summary(stored.table, stored.key, current.version, len(stored.records), size, current.saved_at, is_stream)
+
+
+class Counts:
+    """How much was read whole."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], list[int]] = {}
+
+    def add(self, stored: Stored) -> None:
+        """Count a state with its versions, or a stream with its events; nothing for what was never saved."""
+        if stored.records:
+            nouns = ("state", "version") if stored.classes is None else ("stream", "event")
+            counts = self._counts.setdefault(nouns, [0, 0])
+            counts[0] += 1
+            counts[1] += len(stored.records)
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def text(self) -> str:
+        """Return it in words."""
+        counts = self._counts or {("state", "version"): [0, 0]}
+        return ", ".join(
+            f"{counted(wholes, whole)} with {counted(parts, part)}" for (whole, part), (wholes, parts) in counts.items()
+        )
 
 
 def counted(number: int, noun: str) -> str:

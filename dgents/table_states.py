@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from dgents.backends.event_codec import StoredEvent
 from dgents.backends.files import storage_errors
 from dgents.backends.sql import REMINDERS
 from dgents.backends.sqlite_inspect import SqliteInspector
 from dgents.places import SQLITE_MAGIC
 from dgents.runtime.contract import Record, Request
 from dgents.runtime.errors import StateCorruptionError, StorageError
-from dgents.stores import Entry, NotOurs, Other, Store, Stored, Summary, counted
+from dgents.stores import Entry, NotOurs, Other, Store, Stored, Summary, counted, stored_stream
 
 
 @contextmanager
@@ -94,6 +95,7 @@ class Inspector(Protocol):
     @property
     def verifies_streams(self) -> bool: ...
     def streams(self) -> tuple[int, int]: ...
+    def stream(self, key: str) -> Iterable[tuple[str, list[StoredEvent]]]: ...
 
 
 class TableStates:
@@ -111,7 +113,11 @@ class TableStates:
     def find(self, key: str, table: str | None = None) -> list[Stored]:
         chosen = [name for name in self._tables if table in (None, name)]
         found = [self._read(name, key) for name in chosen]
-        return [stored for stored in found if stored.records]
+        streams = self._database.stream(key) if table is None else []
+        return [
+            *(stored for stored in found if stored.records),
+            *(stored_stream(name, key, events) for name, events in streams),
+        ]
 
     def damage(self) -> Iterator[StateCorruptionError]:
         yield from self._database.verify()

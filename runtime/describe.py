@@ -25,6 +25,10 @@ class _Tolerant(Tree):
             return _Unknown((code, bytes(payload)))
 
 
+class Items(list[Any]):
+    """The items of a set as a list, whose order means nothing."""
+
+
 class _Unknown(tuple[int, bytes]):
     """An extension as it was found: its number and its bytes. Hashable, so it may be in a set."""
 
@@ -58,6 +62,6 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_shown(part) for part in value]
     if isinstance(value, set | frozenset):
-        return [_shown(part) for part in sorted(value, key=repr)]  # in one order, whenever it is looked at
+        return Items(_shown(part) for part in sorted(value, key=repr))  # in one order, whenever it is looked at
     tolist: Callable[[], Any] | None = getattr(value, "tolist", None)  # numpy's
     return str(value) if tolist is None else _shown(tolist())

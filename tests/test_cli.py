@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -351,9 +352,123 @@ def test_a_database_of_nothing_but_events_is_verified(folder: Path, capsys: pyte
 def test_what_is_beside_the_states_of_a_folder_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_states(("ada", dgents.PersistentAgent("files/")), states=({"visits": 1},))
     make_others(dgents.PersistentAgent("files/"), "files/")
-    *_, text = printed(capsys, "verify", "files/").splitlines()
-    assert text == "not checked: 1 stream, reminders"
+    lines = ["files/: 1 state with 1 version, all whole", "not checked: reminders"]
+    assert printed(capsys, "verify", "files/").splitlines() == [*lines, "files/: 1 stream with 3 events, all whole"]
     assert printed(capsys, "copy", "files/", "copy.db").endswith("not copied: 1 stream, reminders\n")
+
+
+@pytest.fixture
+def mixed(folder: Path) -> Path:
+    """A folder with two states, a journal, a database and a stream in it, a stream, a folder of one, and vectors."""
+
+    async def make() -> None:
+        async with dgents.Runtime() as rt:
+            for name in ("a", "b"):
+                await (await rt.spawn(name, dgents.PersistentAgent("all/"))).save({"n": name})
+            behind: Any = dgents.CachedAgent(
+                dgents.VolatileAgent(),
+                dgents.SQLAgent("all/app.db"),
+                policy="write-behind",
+                flush=dgents.Flush(journal="all/journal"),
+            )
+            await (await rt.spawn("c", behind)).save({"n": "c"})
+            for name, log in (("in a table", "sqlite:///all/app.db"), ("alone", "all/"), ("ledger/1", "all/ledger")):
+                stream = await rt.spawn(name, dgents.StreamAgent(_total, 0, event_log=log, events=[Paid, Refunded]))
+                await stream.append_all([Paid(5), Refunded(5), Refunded(5)])
+            vectors: dgents.VectorRef[Any] = await rt.spawn("v", dgents.VectorAgent(2, path="all/vectors"))
+            await vectors.save({"n": "v"}, id="sky", embedding=[0, 1])
+
+    anyio.run(make)
+    return folder / "all"
+
+
+@dataclasses.dataclass
+class Paid:
+    amount: int
+
+
+@dataclasses.dataclass
+class Refunded:
+    amount: int
+
+
+def _total(total: int, event: Paid | Refunded) -> int:
+    return total + event.amount
+
+
+def test_each_part_of_a_folder_is_verified_as_itself(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = printed(capsys, "verify", "all").splitlines()
+    assert whole == [
+        "all: 2 states with 2 versions, 1 journal, all whole",
+        "all: 1 stream with 3 events, all whole",
+        "all/ledger: 1 stream with 3 events, all whole",
+        "all/vectors: 1 state with 1 version, all whole",
+        "all/app.db: 1 state with 1 version, 1 stream with 3 events, all whole",
+    ]
+    for part, pattern in (("ledger", "*/*.journal"), ("vectors", "*.snapshot"), ("journal", "*.journal")):
+        (path,) = (mixed / part).glob(pattern)
+        content = path.read_bytes()
+        path.write_bytes(content[:12] + b"??" + content[14:])
+        assert main(["verify", "all"]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if line.startswith("damaged")] == [
+            line for line in lines if line.startswith("damaged") and part in line
+        ]
+        assert len(set(whole) & set(lines)) == 4
+        path.write_bytes(content)
+
+
+def test_each_part_of_a_folder_is_listed_as_itself(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "inspect", "all")
+    own, *parts = text.split("\n\n")
+    assert [line.split()[-1] for line in own.splitlines()] == ["key", "a", "b", "journal"]
+    found = {part.splitlines()[0]: [line.split()[-1] for line in part.splitlines()[2:]] for part in parts}
+    assert found == {
+        "all:": ["alone"],
+        "all/ledger:": ["ledger/1"],
+        "all/vectors:": ["sky"],
+        "all/app.db:": ["c", "events"],
+    }
+    assert json.loads(printed(capsys, "inspect", "all", "c"))["state"] == {"n": "c"}
+    assert json.loads(printed(capsys, "inspect", "all", "sky"))["state"] == {"n": "v"}
+
+
+@pytest.mark.parametrize(
+    ("place", "key"), [("all", "ledger/1"), ("all/ledger", "ledger/1"), ("all/app.db", "in a table"), ("all", "alone")]
+)
+def test_the_history_of_a_stream_is_its_events_with_their_classes(
+    place: str, key: str, mixed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = printed(capsys, "history", place, key).splitlines()
+    assert [(line.split()[1], line.split()[-1]) for line in lines[::2]] == [
+        ("1", "Paid"),
+        ("2", "Refunded"),
+        ("3", "Refunded"),
+    ]
+    assert lines[1::2] == ['  {"amount": 5}'] * 3
+    shown = json.loads(printed(capsys, "inspect", place, key))
+    assert (shown["number"], shown["class"], shown["event"]) == (3, "Refunded", {"amount": 5})
+    assert len(printed(capsys, "history", place, key, "--limit", "1").splitlines()) == 2
+
+
+def test_a_key_in_two_parts_of_a_folder_needs_a_choice(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_states(("a", dgents.SQLAgent("all/app.db")), states=({"n": 1},))
+    assert main(["inspect", "all", "a"]) == 2
+    assert "is in all, all/app.db; name one of them" in capsys.readouterr().err
+
+
+def test_one_item_added_to_a_set_is_one_change_in_whatever_order_the_sets_are_stored(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = [f"tag {number}" for number in range(20)]
+    pairs = [(number, frozenset({number, -number})) for number in range(5)]
+    states = ({"tags": set(items[:19]), "n": (set(pairs),)}, {"tags": set(items) - {"tag 3"}, "n": (set(pairs[1:]),)})
+    make_states(("ada", dgents.PersistentAgent("ada.json", format="msgpack")), states=states)
+    assert printed(capsys, "history", "ada.json", "ada").splitlines()[3:] == [
+        '  - tags: "tag 3"',
+        '  + tags: "tag 19"',
+        "  - n.0: [0, [0]]",
+    ]
 
 
 def test_verify_finds_a_state_that_is_no_messagepack(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
