@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 import dgents
 from dgents import Runtime
+from dgents.cli import main
 from tests.postgres_server import PostgresServer, postgres_server
 from tests.redis_server import cluster_url, redis_cluster, redis_server
 from tests.stream_kit import UserCreated, UserRenamed, agent_maker
@@ -102,3 +104,16 @@ async def test_an_owner_that_was_replaced_writes_nothing(url: str) -> None:
 async def test_a_stream_on_a_server_agrees_with_a_plain_list(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.test_stream_model.agent_maker", lambda *_: lambda **options: agent(url, **options))
     await run("server", Path(), 100, seed=3)
+
+
+async def test_the_command_line_shows_the_events_of_a_stream_in_a_database(
+    postgres: PostgresServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = str(postgres.fresh_database())
+    async with Runtime() as rt:
+        stream = await rt.spawn("users", agent(url))
+        await stream.append_all([ALICE, ALICIA])
+    assert await anyio.to_thread.run_sync(main, ["history", url, "users"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[::2]] == ["UserCreated", "UserRenamed"]
+    assert '"Alicia"' in lines[3]
