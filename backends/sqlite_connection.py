@@ -21,7 +21,7 @@ import msgspec
 
 from dgents.backends import files
 from dgents.backends.sqlite_errors import is_busy, translate
-from dgents.runtime.errors import StorageError
+from dgents.runtime.errors import StateCorruptionError, StorageError
 from dgents.runtime.extensions import Tree
 
 T = TypeVar("T")
@@ -52,10 +52,12 @@ def create_private(path: str) -> None:
 
     Raises:
         StorageError: the folder can't be written, or something else than a file is there.
+        StateCorruptionError: there is only its log.
     """
     with files.storage_errors(path, "creation"):
         files.layer.make_directories(Path(path).parent)
         if not os.path.lexists(path):
+            _check_log(path)
             # Neither `open` nor `umask`: one would have to close the file, the other is of the whole process.
             with suppress(FileExistsError):
                 os.mknod(path, 0o600 | stat.S_IFREG)
@@ -222,7 +224,24 @@ def _to_json(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
+def _check_log(path: str) -> None:
+    """Refuse a log without its database, which SQLite would delete when it opened an empty one of that name.
+
+    Raises:
+        StateCorruptionError: the database is missing or empty, and what was committed to its log is there.
+    """
+    log = path + "-wal"
+    with suppress(OSError):
+        if os.stat(log).st_size and (not os.path.exists(path) or not os.stat(path).st_size):
+            raise StateCorruptionError(
+                f"the database {path} is missing or empty, and its log {log} is there",
+                path=path,
+                hint="both were left as they are; restore the database, or remove the log as well to begin anew",
+            )
+
+
 def _connect(path: str, mode: str, patience: float, settings: Sequence[str]) -> sqlite3.Connection:
+    _check_log(path)
     try:
         # A connection is used by one thread at a time: aiosqlite's, which need not be the one that made it.
         connection = sqlite3.connect(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import dgents
+from dgents.cli import main
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Record, Write
 from dgents.runtime.errors import DgentError, OwnershipLostError, StateCorruptionError, StateLockedError, StorageError
@@ -134,6 +135,31 @@ async def test_a_log_that_was_removed_or_replaced_serves_nobody(
         assert opened.record.version == 1
         assert await commit(backend, 2, opened.epoch) is None
         await backend.close()
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+async def test_a_log_whose_database_is_gone_is_kept(how: str, tmp_path: Path) -> None:
+    place, killed = tmp_path / "place", tmp_path / "killed"
+    async with fake_resources() as resources:
+        backend = dgents.SQLAgent(str(place / "s.db")).backend("a", resources)
+        await saved(backend, 1, 2)
+        shutil.copytree(place, killed)  # as a kill at this moment would leave it
+        await backend.close()
+        (killed / "s.db").rename(killed / "away.db")
+        if how == "emptied":
+            (killed / "s.db").touch()
+        log = (killed / "s.db-wal").read_bytes()
+        again = dgents.SQLAgent(str(killed / "s.db")).backend("a", resources)
+        for _ in range(2):
+            with pytest.raises(StateCorruptionError, match="its log"):
+                await again.open()
+        assert main(["verify", str(killed / "s.db")]) != 0
+        assert (killed / "s.db-wal").read_bytes() == log
+        (killed / "away.db").rename(killed / "s.db")
+        opened = await again.open()
+        assert opened.record is not None
+        assert opened.record.version == 2
+        await again.close()
 
 
 async def reopened(name: str, tmp_path: Path, change: Callable[[Path], None]) -> None:

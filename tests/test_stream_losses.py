@@ -75,6 +75,7 @@ def lose_file(directory: Path, part: str) -> None:
     journal.close()
     for path in paths:
         path.unlink()
+    journal = Journal(directory)  # another one: this one would know that its records are gone
     journal.open()
     journal.append(kept)
     journal.close()
