@@ -12,7 +12,7 @@ import anyio
 
 from dgents.backends.acknowledged import Acknowledged
 from dgents.backends.aggregate import parse_aggregate
-from dgents.backends.sqlite_connection import BUSY_TIMEOUT
+from dgents.backends.sqlite_connection import BUSY_TIMEOUT, FileIdentity
 from dgents.backends.sqlite_query import Parameters, aggregate_states, query_states
 from dgents.backends.sqlite_store import SqliteStore
 from dgents.backends.sqlite_tables import StatesTable
@@ -59,7 +59,7 @@ class SqliteBackend:
         self.kept = max(1, max_history)
         self.has_one_row = False  # an owner's that keeps one version: known after its first commit
         self.acknowledged = Acknowledged()
-        self._was_open = False
+        self._files: FileIdentity | None = None  # that were open before
         self._busy_timeout = busy_timeout
         self._resources = resources
         # For a log of events: why a write is refused, and what else is stored in its transaction.
@@ -91,14 +91,14 @@ class SqliteBackend:
         try:
             self.has_one_row = False
             store = await self._acquire()
-            if self._was_open:
-                store.database.must_exist(self.table)
+            if self._files is not None:
+                store.database.must_exist(self.table, self._files)
                 self._check(await store.look(self.place))  # before a claim changes anything
             opened = await (
                 store.claim(self.place, self.actor, self) if self.ownership == "exclusive" else store.look(self.place)
             )
             self._check(opened)
-            self._was_open = True
+            self._files = store.database.identity
             return opened
         except BaseException:
             await self.close()

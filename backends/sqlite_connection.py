@@ -36,6 +36,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 
 _TICK = 100_000_000  # nanoseconds: longer than a tick of any file system's clock
 
+_NO_FILE = (-1, -1)
 _CACHE_KIB = 16_384  # the heads of 100,000 states fit
 
 _TREE = Tree(room=100)
@@ -202,6 +203,20 @@ class FileIdentity:
         # Of two changes within one tick of the file system's clock the second one doesn't show.
         is_old = time.time_ns() - folder.st_ctime_ns > _TICK
         self._folder = (folder.st_ino, folder.st_ctime_ns) if is_old else None
+
+    def check_left_log(self) -> None:
+        """Refuse to open another file in the database's place while its log is still there: SQLite would mix the two.
+
+        Raises:
+            StateCorruptionError: the log belongs to the file that was replaced.
+        """
+        log = self._path + "-wal"
+        if _identify(self._path) != self._main and _identify(log) == self._companions.get(log, _NO_FILE):
+            raise StateCorruptionError(
+                f"the database {self._path} was replaced, and the log of the one before is still there",
+                path=self._path,
+                hint="both were left as they are; put the old database back, or move the log away with it",
+            )
 
     def _gone(self) -> StorageError:
         return StorageError(

@@ -63,14 +63,16 @@ class SqliteDatabase:
         self._process = os.getpid()
         self._existed = False
         self._made: set[str] = set()  # tables that were there
+        self._before: FileIdentity | None = None  # the files that were open before these
         self._opening: asyncio.Lock | None = None
         self._preparing: asyncio.Lock | None = None
         self._reset()
 
-    def must_exist(self, table: StatesTable) -> None:
-        """Never create the database, nor ``table`` in it: whoever opens it had it open before."""
+    def must_exist(self, table: StatesTable, before: FileIdentity) -> None:
+        """Never create the database, nor ``table`` in it: whoever opens it had it open before, as these files."""
         self._existed = True
         self._made.add(table.name)
+        self._before = before
 
     async def prepare(self, table: StatesTable) -> None:
         """Make sure that ``table`` is there and is ours; the first table makes the database.
@@ -89,7 +91,7 @@ class SqliteDatabase:
             StorageError: nothing was kept, except where SQLite itself failed in the commit: then it is not
                 known.
         """
-        job = partial(transact, mode="IMMEDIATE", work=work, before_commit=self._identity.check)
+        job = partial(transact, mode="IMMEDIATE", work=work, before_commit=self.identity.check)
         return await self._resources.run_asyncio(self._run, self._attempt, job, self._busy_timeout)
 
     async def write_soon(self, work: Work[T]) -> T:
@@ -98,7 +100,7 @@ class SqliteDatabase:
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` on one consistent view of the database, that of the newest commit of any process."""
-        job: Work[T] = partial(transact, mode="DEFERRED", work=work, before_commit=self._identity.check)
+        job: Work[T] = partial(transact, mode="DEFERRED", work=work, before_commit=self.identity.check)
         return await self._resources.run_asyncio(self._run, self._attempt, job, self._busy_timeout)
 
     async def query(self, work: Work[T]) -> T:
@@ -106,7 +108,7 @@ class SqliteDatabase:
 
         def job(connection: sqlite3.Connection) -> T:
             result = work(connection)
-            self._identity.check(connection)
+            self.identity.check(connection)
             return result
 
         return await self._resources.run_asyncio(self._run_reader, job)
@@ -120,7 +122,7 @@ class SqliteDatabase:
         self._reader: aiosqlite.Connection | None = None
         self._ready: set[str] = set()
         self.schemas: set[tuple[str, int]] = set()
-        self._identity = FileIdentity(self.path)
+        self.identity = FileIdentity(self.path)
 
     # What follows runs on the asyncio loop.
 
@@ -163,6 +165,7 @@ class SqliteDatabase:
     async def _retire(self, writer: aiosqlite.Connection) -> None:
         if self._writer is writer:
             reader = self._reader
+            self._before = self.identity
             self._reset()
             await _close(writer)
             if reader is not None:
@@ -192,7 +195,9 @@ class SqliteDatabase:
     def _connect_writer(self) -> sqlite3.Connection:
         if not self._existed:
             create_private(self.path)
-        self._identity.pin()
+        self.identity.pin()
+        if self._before is not None:
+            self._before.check_left_log()
         connection = connect(self.path, self._busy_timeout)
         self._existed = True
         return connection
@@ -224,8 +229,8 @@ class SqliteDatabase:
         if not ready:
             attempt(connection, partial(transact, mode="IMMEDIATE", work=make), self.path, patience)
         attempt(connection, is_ready, self.path, patience)  # now at the latest it has its log open
-        self._identity.pin_log()
-        attempt(connection, self._identity.check, self.path, patience)
+        self.identity.pin_log()
+        attempt(connection, self.identity.check, self.path, patience)
         self._ready.add(table.name)
         self._made.add(table.name)
 

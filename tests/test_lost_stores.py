@@ -162,6 +162,31 @@ async def test_a_log_whose_database_is_gone_is_kept(how: str, tmp_path: Path) ->
         await again.close()
 
 
+async def test_another_database_is_not_opened_with_the_log_of_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    async with fake_resources() as resources:
+        other = dgents.SQLAgent(str(tmp_path / "other.db")).backend("b", resources)
+        await saved(other, 1)
+        await other.close()
+        backend = dgents.SQLAgent(str(path)).backend("a", resources)
+        await saved(backend, 1, 2)
+        path.rename(tmp_path / "away")
+        shutil.copy(tmp_path / "other.db", path)
+        log = (tmp_path / "s.db-wal").read_bytes()
+        with pytest.raises(StorageError, match="removed or replaced"):
+            await commit(backend, 3, 1)
+        await backend.close()
+        with pytest.raises(StateCorruptionError, match="the log of the one before"):
+            await backend.open()
+        assert path.read_bytes() == (tmp_path / "other.db").read_bytes()
+        assert (tmp_path / "s.db-wal").read_bytes() == log
+        (tmp_path / "away").rename(path)
+        opened = await backend.open()
+        assert opened.record is not None
+        assert opened.record.version == 2
+        await backend.close()
+
+
 async def reopened(name: str, tmp_path: Path, change: Callable[[Path], None]) -> None:
     """Let a backend save three versions; change its files while it is closed, and open it again."""
     place = tmp_path / "place"
