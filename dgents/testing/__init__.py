@@ -14,16 +14,20 @@ Example:
 from dgents.testing.client import Add, Client, MakeClient
 from dgents.testing.dgent_client import dgent_client
 from dgents.testing.kit import IN_PROCESS, WORKLOADS, concurrent_writers
+from dgents.testing.lives.kit import BrokenPromise, Lived, matrix
 from dgents.testing.report import Outcome, Report
 
 __all__ = [
     "IN_PROCESS",
     "WORKLOADS",
     "Add",
+    "BrokenPromise",
     "Client",
+    "Lived",
     "MakeClient",
     "Outcome",
     "Report",
     "concurrent_writers",
     "dgent_client",
+    "matrix",
 ]

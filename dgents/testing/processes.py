@@ -29,7 +29,7 @@ async def processes(make_client: MakeClient, writers: int, each: int) -> Outcome
     with tempfile.TemporaryDirectory() as meeting:
 
         async def work(number: int) -> None:
-            call = partial(_child, make_client, number, max(writers // 2, 1), each, Path(meeting), _running_loop())
+            call = partial(_child, make_client, number, max(writers // 2, 1), each, Path(meeting), running_loop())
             done, failed = await anyio.to_process.run_sync(call, cancellable=True)
             acknowledged.extend(done)
             refused.extend(failed)
@@ -78,6 +78,6 @@ def _meet(meeting: Path, me: str) -> None:
         time.sleep(0.001)
 
 
-def _running_loop() -> str:
+def running_loop() -> str:
     trio = sys.modules.get("trio")
     return "trio" if trio is not None and trio.lowlevel.in_trio_run() else "asyncio"

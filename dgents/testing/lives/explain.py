@@ -1,0 +1,205 @@
+"""One serial order that accounts for everything that was seen, or none.
+
+The writes and reads of a script are intervals; an actor is correct if each can be given a moment in its interval such
+that, one after the other, they make what was found (linearizability; Herlihy and Wing, 1990). The search is Wing and
+Gong's: take one of the calls that may come next, try it, go back. The numbers in the versions make it nearly linear:
+a version that is kept names the write that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dgents.testing.lives.operations import AFTER, NotThere, State, normal
+from dgents.testing.lives.record import Record
+
+_MOST_TRIES = 200_000
+_FOREVER = float("inf")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there: the version, the state, and what is kept of earlier versions.
+
+    ``window`` is how many versions are kept, the current one among them; of those, ``kept`` has all that were not
+    deletions.
+    """
+
+    version: int = 0
+    state: State = None
+    kept: Mapping[int, State] = field(default_factory=dict)
+    window: int = 1
+
+    def at(self, version: int) -> tuple[bool, State]:
+        """Return whether it is known what a version was, and what."""
+        if version == self.version:
+            return True, self.state
+        if version > self.version - self.window:
+            return True, self.kept.get(version)
+        return False, None
+
+
+class Undecided(Exception):
+    """The search was given up: too many orders are possible."""
+
+
+class Explanation:
+    """A search for an order in which ``records`` lead from one finding to the next.
+
+    Args:
+        before: where it begins; what it kept must be kept still.
+        placed: the version that each write with a request id has made so far, and its state; it grows.
+        lossy: acknowledged writes that a crash may have taken, each with all that came after it.
+    """
+
+    def __init__(
+        self,
+        before: Found,
+        records: Sequence[Record],
+        after: Found,
+        placed: dict[int, tuple[int, State]],
+        lossy: frozenset[int] = frozenset(),
+    ) -> None:
+        self._after = after
+        self._window = after.window
+        self._records = [record for record in records if record.writes or record.saw is not None]
+        self._lossy = lossy
+        self._placed = dict(placed)
+        self._chain: dict[int, State] = dict(before.kept) | {before.version: before.state}
+        self._undone = dict.fromkeys(range(len(self._records)))
+        self._tried: set[tuple[frozenset[int], int, str]] = set()
+        self._tries = 0
+        self.chain: dict[int, State] = {}
+        self.open: list[Record] = []  # what did not happen, and need not have
+        self.ok = self._search(before.version, before.state)
+        if self.ok:
+            placed.clear()
+            placed.update(self._placed)
+
+    def _search(self, version: int, state: State) -> bool:
+        reads = self._read_all(version, state)
+        if version == self._after.version and self._is_end(state):
+            self.chain = dict(self._chain)
+            self.open = [self._records[index] for index in self._undone]
+            return True
+        key = (frozenset(self._undone), version, repr(state))
+        self._tries += 1
+        if self._tries > _MOST_TRIES:
+            raise Undecided
+        if key not in self._tried:
+            self._tried.add(key)
+            for index, made in list(self._candidates(version, state)):
+                if self._try(index, version, state, made):
+                    return True
+        for index in reads:
+            self._undone[index] = None
+        return False
+
+    def _try(self, index: int, version: int, state: State, made: State) -> bool:
+        record = self._records[index]
+        del self._undone[index]
+        if made is None and state is None:  # a deletion of nothing makes no version
+            if self._search(version, state):
+                return True
+        else:
+            before = self._placed.get(record.n)
+            self._placed[record.n] = (version + 1, made)
+            self._chain[version + 1] = made
+            if self._search(version + 1, made):
+                return True
+            del self._chain[version + 1]
+            if before is None:
+                del self._placed[record.n]
+            else:
+                self._placed[record.n] = before
+        self._undone[index] = None
+        return False
+
+    def _horizon(self) -> float:
+        """Return the moment by which the first of those that must have happened was answered."""
+        ends = (
+            record.end
+            for record in (self._records[index] for index in self._undone)
+            if record.end is not None and record.fate in ("must", "seen")
+        )
+        return min(ends, default=_FOREVER)
+
+    def _read_all(self, version: int, state: State) -> list[int]:
+        """Take the reads that show what is there now; to take one as soon as it fits is never wrong."""
+        taken: list[int] = []
+        progress = True
+        while progress:
+            progress = False
+            horizon = self._horizon()
+            for index in list(self._undone):
+                record = self._records[index]
+                if record.start > horizon or not self._is_read(record):
+                    continue
+                if self._fits(record, version, state):
+                    del self._undone[index]
+                    taken.append(index)
+                    progress = True
+        return taken
+
+    def _is_read(self, record: Record) -> bool:
+        return record.fate == "seen" or (record.request and record.n in self._placed)
+
+    def _fits(self, record: Record, version: int, state: State) -> bool:
+        if record.fate != "seen":  # sent again under its request id: the first answer is given again
+            return record.saw is None or _shows(record.saw, *self._placed[record.n])
+        assert record.saw is not None
+        kind, value = record.saw
+        if kind == "absent":
+            return state is None
+        if kind == "conflict":
+            return bool(value == (0 if state is None else version))
+        if kind == "history":
+            kept = [self._chain.get(at) for at in range(max(version - self._window, 0) + 1, version + 1)]
+            return bool(value == [one for one in kept if one is not None])
+        if kind == "old":
+            at, old = value
+            is_kept = max(version - self._window, 0) < at <= version
+            return bool(old == (self._chain.get(at) if is_kept else None))
+        return _shows(record.saw, version, state)
+
+    def _candidates(self, version: int, state: State) -> Iterator[tuple[int, State]]:
+        """Yield the writes that may come next, and what each makes of the state; those that must come, first."""
+        horizon = self._horizon()
+        indices = [index for index in self._undone if self._records[index].start <= horizon]
+        for index in sorted(indices, key=lambda index: self._records[index].fate, reverse=True):
+            record = self._records[index]
+            if not record.writes or (record.request and record.n in self._placed):
+                continue
+            try:
+                made = AFTER[record.do](state, record.n)
+            except NotThere:
+                if record.do == "delete":
+                    yield index, None
+                continue
+            if version + 1 > self._after.version:
+                continue
+            known, expected = self._after.at(version + 1)
+            if known and made != expected:
+                continue
+            if record.saw is None or _shows(record.saw, version + 1, made):
+                yield index, made
+
+    def _is_end(self, state: State) -> bool:
+        return state == self._after.state and all(
+            record.fate == "may" or record.start in self._lossy
+            for record in (self._records[index] for index in self._undone)
+        )
+
+
+def _shows(saw: tuple[str, Any], version: int, state: State) -> bool:
+    """Say whether what a call saw is this version, this state."""
+    kind, value = saw
+    if kind == "version":
+        return bool(value == version)
+    if kind == "state":
+        return bool(normal(value) == state)
+    if kind == "items":
+        return state is not None and bool(value == state["items"])
+    return bool((value[0], normal(value[1])) == (version, state))  # a snapshot

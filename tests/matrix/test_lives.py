@@ -1,0 +1,70 @@
+"""Every composition of an agent and its wrappers goes through random lives without breaking a promise."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dgents.testing.lives.kit import Lived, live
+from tests.contract.conftest import Servers
+from tests.matrix.compositions import LEAVES, Composition, names
+
+pytestmark = pytest.mark.anyio
+
+SHORT = 120  # operations of one composition under one loop
+LONG = int(os.environ.get("DGENTS_OPERATIONS", "0")) or 12_000
+AT_A_TIME = 8  # scripts: while one waits, another runs
+EMBEDDED, ON_SERVERS = names("embedded"), names("server")
+
+
+def _ids(chosen: list[tuple[str, str]]) -> list[str]:
+    return ["/".join(each) for each in chosen]
+
+
+def _url(leaf: str, servers: Servers) -> str:
+    server = LEAVES[{"stream-redis": "redis", "stream-postgres": "postgres"}.get(leaf, leaf)].server
+    assert server is not None
+    url: str = servers.get(server).url
+    return url
+
+
+def _seed() -> int | None:
+    seed = os.environ.get("DGENTS_SEED")
+    return int(seed) if seed else None
+
+
+async def _live(leaf: str, wrapping: str, operations: int, folder: Path, url: str = "") -> Lived:
+    compositions = [Composition(leaf, wrapping, str(folder / str(number)), url) for number in range(AT_A_TIME)]
+    for composition in compositions:
+        Path(composition.folder).mkdir()
+    lived = await live(compositions, compositions[0].can, operations, _seed())
+    print(f"{compositions[0].name}: {lived}")
+    return lived
+
+
+@pytest.mark.parametrize(("leaf", "wrapping"), EMBEDDED, ids=_ids(EMBEDDED))
+async def test_no_promise_is_broken_on_an_embedded_store(leaf: str, wrapping: str, tmp_path: Path) -> None:
+    await _live(leaf, wrapping, SHORT, tmp_path)
+
+
+@pytest.mark.parametrize(("leaf", "wrapping"), ON_SERVERS, ids=_ids(ON_SERVERS))
+async def test_no_promise_is_broken_on_a_server(
+    leaf: str, wrapping: str, tmp_path: Path, servers: Servers
+) -> None:
+    await _live(leaf, wrapping, SHORT, tmp_path, _url(leaf, servers))
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize(("leaf", "wrapping"), EMBEDDED, ids=_ids(EMBEDDED))
+async def test_no_promise_is_broken_on_an_embedded_store_for_long(leaf: str, wrapping: str, tmp_path: Path) -> None:
+    assert (await _live(leaf, wrapping, LONG, tmp_path)).undecided == 0
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize(("leaf", "wrapping"), ON_SERVERS, ids=_ids(ON_SERVERS))
+async def test_no_promise_is_broken_on_a_server_for_long(
+    leaf: str, wrapping: str, tmp_path: Path, servers: Servers
+) -> None:
+    assert (await _live(leaf, wrapping, LONG, tmp_path, _url(leaf, servers))).undecided == 0
