@@ -71,8 +71,10 @@ class Freshness(StateTurns):
 
     @property
     def ttl(self) -> float | None:
-        """Seconds for which memory may be trusted; None: until it changes."""
-        ttl: float | None = getattr(self.backend, "ttl", None) if self.is_cached else None
+        """Seconds for which memory may be trusted; None: until it changes, or there is nothing else to read."""
+        if not self.is_cached or (self.committer is None and self.behind is None):
+            return None
+        ttl: float | None = getattr(self.backend, "ttl", None)
         return ttl
 
     def is_fresh(self, heard: int) -> None:

@@ -278,3 +278,11 @@ async def test_a_turn_that_outlives_its_actor_is_refused_and_takes_the_store_fro
             await late.result()
         await anyio.wait_all_tasks_blocked()
     assert (store.opened, store.versions("a")) == (["a"], [1])
+
+
+async def test_a_cache_of_a_state_in_memory_keeps_it_past_its_time(anyio_backend: str) -> None:
+    async with dgents.Runtime() as rt:
+        ref = await rt.spawn("a", cached(dgents.VolatileAgent(), ttl=0.001))
+        await ref.save("kept")
+        await anyio.sleep(0.02)
+        assert await ref.load() == "kept"
