@@ -90,26 +90,26 @@ class Explanation:
             raise Undecided
         if key not in self._tried:
             self._tried.add(key)
-            for index, made in list(self._candidates(version, state)):
-                if self._try(index, version, state, made):
+            for index, made, then in list(self._candidates(version, state)):
+                if self._try(index, version, made, then):
                     return True
         for index in reads:
             self._undone[index] = None
         return False
 
-    def _try(self, index: int, version: int, state: State, made: State) -> bool:
+    def _try(self, index: int, version: int, made: State, then: int) -> bool:
         record = self._records[index]
         del self._undone[index]
-        if made is None and state is None:  # a deletion of nothing makes no version
-            if self._search(version, state):
+        if then == version:
+            if self._search(version, made):
                 return True
         else:
             before = self._placed.get(record.n)
-            self._placed[record.n] = (version + 1, made)
-            self._chain[version + 1] = made
-            if self._search(version + 1, made):
+            self._placed[record.n] = (then, made)
+            self._chain[then] = made
+            if self._search(then, made):
                 return True
-            del self._chain[version + 1]
+            del self._chain[then]
             if before is None:
                 del self._placed[record.n]
             else:
@@ -164,8 +164,8 @@ class Explanation:
             return bool(old == (self._chain.get(at) if is_kept else None))
         return _shows(record.saw, version, state)
 
-    def _candidates(self, version: int, state: State) -> Iterator[tuple[int, State]]:
-        """Yield the writes that may come next, and what each makes of the state; those that must come, first."""
+    def _candidates(self, version: int, state: State) -> Iterator[tuple[int, State, int]]:
+        """Yield the writes that may come next, what each makes of the state, and the version; those that must come, first."""
         horizon = self._horizon()
         indices = [index for index in self._undone if self._records[index].start <= horizon]
         for index in sorted(indices, key=lambda index: self._records[index].fate, reverse=True):
@@ -175,16 +175,19 @@ class Explanation:
             try:
                 made = AFTER[record.do](state, record.n)
             except NotThere:
-                if record.do == "delete":
-                    yield index, None
-                continue
+                if record.do != "delete":
+                    continue
+                if not record.request:  # which makes no version, but for its id to be stored with
+                    yield index, None, version
+                    continue
+                made = None
             if version + 1 > self._after.version:
                 continue
             known, expected = self._after.at(version + 1)
             if known and made != expected:
                 continue
             if record.saw is None or _shows(record.saw, version + 1, made):
-                yield index, made
+                yield index, made, version + 1
 
     def _is_end(self, state: State) -> bool:
         return state == self._after.state and all(

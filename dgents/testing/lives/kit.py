@@ -167,6 +167,7 @@ async def _abilities(make: Make, deadline: float) -> Can:
     stage = Stage(make, "abilities", Options(), Recorder(), deadline)
     await stage.open()
     try:
+        await stage.look()
         return Can(is_durable=stage.is_durable, is_stream=stage.is_stream, is_kept=stage.window > 1)
     finally:
         await stage.close()

@@ -21,6 +21,7 @@ from dgents.testing.lives.script import Options, Step
 
 Make = Callable[[Options, Faults], Any]
 _SIBLING = "sibling"
+_ALL = 1 << 30
 _QUICK = dgents.Backoff(0.0005, 0.004)
 
 
@@ -30,6 +31,8 @@ class Stage:
     def __init__(self, make: Make, name: str, options: Options, recorder: Recorder, deadline: float) -> None:
         self.events: list[dgents.Event] = []
         self.faults = Faults()
+        self.is_durable = False  # its state outlives its runtime
+        self.window = 1  # how many versions are kept, the current one among them
         self.seen_by_watchers: list[list[tuple[int, Any]]] = []
         self._make = make
         self._options = options
@@ -86,7 +89,7 @@ class Stage:
         Raises:
             Violation: a call was not answered, or not by an error of this library.
         """
-        broken: Violation | None = None
+        broken: Exception | None = None
         async with anyio.create_task_group() as group:
             try:
                 for index, step in enumerate(steps):
@@ -98,8 +101,8 @@ class Stage:
                 await self._answered()
                 await self._revive()
                 await self._check_watchers()
-            except Violation as violation:
-                broken = violation
+            except (Violation, dgents.DgentError) as error:  # not as one of a group
+                broken = error
             group.cancel_scope.cancel()
         if broken is not None:
             raise broken
@@ -127,6 +130,8 @@ class Stage:
         ref = self.ref
         await ref.load(**({} if self.is_stream else {"default": None}))  # a virtual one wakes
         cell = ref._live()
+        if not self.is_durable:
+            self._know(cell)
         forms = await cell.call(cell.history, None, alone=True)
         kept = {form.version: form.decode(cell.codec) for form in forms}
         try:
@@ -136,17 +141,13 @@ class Stage:
             version, state = cell.version, None
         return Found(version, normal(state), kept, self.window)
 
-    @property
-    def window(self) -> int:
-        """How many versions are kept, the current one among them."""
-        cell = self.ref._live()
-        if hasattr(self.ref, "append"):
-            return 1 << 30
-        return int(cell.keep) + 1 if cell.backend.store is None else max(int(cell.backend.max_history), 1)
-
-    @property
-    def is_durable(self) -> bool:
-        return self.ref._live().backend.store is not None
+    def _know(self, cell: Any) -> None:
+        """Take note of what it is made of; while it is opened again that can't be told."""
+        self.is_durable = cell.backend.store is not None
+        if self.is_stream:
+            self.window = _ALL
+        else:
+            self.window = max(int(cell.backend.max_history), 1) if self.is_durable else int(cell.keep) + 1
 
     @property
     def is_lossy(self) -> bool:
@@ -313,16 +314,16 @@ class Stage:
     async def _check_watchers(self) -> None:
         if not self._watching:
             return
+        found = await self.look()
         with anyio.move_on_after(self._deadline):
-            snapshot = await self.ref.load(default=None), self.ref._live().version
             for watcher in self._watching:
-                while not watcher.ended and snapshot[0] is not None and watcher.newest != snapshot[1]:
+                while not watcher.ended and found.state is not None and watcher.newest != found.version:
                     await watcher.changed()
         for watcher in self._watching:
             if watcher.error is not None:
                 raise Violation(f"a watcher met {type(watcher.error).__name__}: {watcher.error}") from watcher.error
-            if not watcher.ended and snapshot[0] is not None and watcher.newest != snapshot[1]:
-                raise Violation(f"a watcher never saw version {snapshot[1]}; its last one is {watcher.newest}")
+            if not watcher.ended and found.state is not None and watcher.newest != found.version:
+                raise Violation(f"a watcher never saw version {found.version}; its last one is {watcher.newest}")
 
 
 class _Watcher:
