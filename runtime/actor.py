@@ -509,6 +509,8 @@ class Cell(StoredTurns):
         self.on_idle = None
         if self.expiry is not None:
             self.expiry.cancel()
+        if self.behind is not None:
+            await self.behind.end(error)
         if self.backend is not None:
             await self.let_go()
         stopping = self.stopping or ActorStoppedError("stopped", actor=self.name)

@@ -157,7 +157,7 @@ class StoredTurns(Freshness):
 
     async def history(self, limit: int | None) -> list[Form]:
         """Return the kept versions, oldest first."""
-        if self.backend.store is None:
+        if self.committer is None and self.behind is None:  # in memory only
             return self.forms(limit)
         await self.flush()
         records = await self.reading(self.backend.history(limit))

@@ -1,4 +1,4 @@
-"""When a write-behind cache writes to its store."""
+"""When a write-behind cache writes to its store, and what its failures mean."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from dgents.runtime.arguments import check_count, check_path, check_seconds
+from dgents.runtime.errors import DgentError, StateSerializationError, StateTooLargeError, StorageError
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,17 @@ class Flush:
             min(self.max_pending, other.max_pending),
             journal=journals[0] if journals else None,
         )
+
+
+def may_help(error: DgentError) -> bool:
+    """Say whether to open the store again, and ask it, can help: not if it takes no such state, or no such owner."""
+    return getattr(error, "retryable", True) and not isinstance(error, (StateSerializationError, StateTooLargeError))
+
+
+def as_flush_error(failure: Exception) -> DgentError:
+    """Return the error of a flush; one of ours is not tried again: better stopped, and said, than at risk for ever."""
+    if isinstance(failure, DgentError):
+        return failure
+    error = StorageError(f"the flush failed: {failure!r}", retryable=False)
+    error.__cause__ = failure
+    return error

@@ -29,13 +29,9 @@ from typing import TYPE_CHECKING, Any
 
 from dgents.runtime.commit import Staged
 from dgents.runtime.contract import Record, Request
-from dgents.runtime.errors import (
-    DgentError,
-    OwnershipLostError,
-    StateSerializationError,
-    StateTooLargeError,
-    StorageError,
-)
+from dgents.runtime.errors import DgentError, OwnershipLostError, StorageError
+from dgents.runtime.loops import give
+from dgents.supervisors.flush import Flush, as_flush_error, may_help
 from dgents.supervisors.policy import Backoff
 from dgents.supervisors.unstored import Unstored
 
@@ -43,7 +39,6 @@ if TYPE_CHECKING:
     from dgents.runtime.actor import Cell
     from dgents.runtime.timetable import Appointment
     from dgents.supervisors.cached import WriteBehindBackend
-    from dgents.supervisors.flush import Flush
 
 
 _MOST_BEHIND = 16
@@ -67,6 +62,8 @@ class WriteBehind:
         self._most = _MOST_BEHIND * flush.max_pending
         self._attempts = 0
         self._abandoned = False
+        self._ending = False
+        self._pause: Any = None  # between a flush that failed and the next attempt
         self._next: Appointment | None = None  # when the next flush begins
         self._in_use = False  # the store: by a flush, or by a recovery that opens it again
         self._recoveries = 0  # that use it, or wait until they may
@@ -146,14 +143,32 @@ class WriteBehind:
         self._make_room()
         self._answer(error)
 
+    async def end(self, error: BaseException | None) -> None:
+        """The actor has ended: write once more what only memory has, name what is not taken, and leave the store."""
+        self._ending = True
+        if self._pause is not None:
+            give(self._pause, None)
+        await self._unused()
+        if self.count and not self.journaled and not self._abandoned:
+            self._begin(last=True)
+            await self._unused()
+        if self.count and not self.journaled:
+            cell = self._cell
+            cell.runtime.emit("flush_failed", cell.name, error=error, version=self.acknowledged, lost=self.count)
+        self._answer(as_flush_error(error) if isinstance(error, Exception) else None)
+
+    async def _unused(self) -> None:
+        """Return once no flush and no recovery uses the store."""
+        while self._in_use:
+            self._let_go = self._cell.loop.waiter()
+            await self._let_go
+
     @asynccontextmanager
     async def recovering(self) -> AsyncIterator[None]:
         """Keep flushes off the store while it is opened again; wait until none is in the middle of a write."""
         self._recoveries += 1
         try:
-            while self._in_use:
-                self._let_go = self._cell.loop.waiter()
-                await self._let_go
+            await self._unused()
             self._in_use = True
             try:
                 yield
@@ -163,12 +178,12 @@ class WriteBehind:
             self._recoveries -= 1
             self._go_on()
 
-    def _begin(self) -> None:
-        """Hand what is at risk to the store, unless that is in use."""
+    def _begin(self, *, last: bool = False) -> None:
+        """Hand what is at risk to the store, unless that is in use; the last time once the actor has ended."""
         if self._next is not None:
             self._next.cancel()
             self._next = None
-        if self._in_use or self._recoveries or self._abandoned or not self.count:
+        if self._in_use or self._recoveries or self._is_over(last) or not self.count:
             return
         self._in_use = True
         staged = self._in_flight = Staged(self._cell)
@@ -182,7 +197,7 @@ class WriteBehind:
                 raise StorageError(f"the store of {self._cell.name!r} is not open", actor=self._cell.name)
             self._cell.runtime.committer(store).submit(staged)
         except Exception as failure:
-            self.settled(staged, _as_error(failure))
+            self.settled(staged, as_flush_error(failure))
 
     def settled(self, staged: Staged, error: DgentError | None) -> bool:
         """Take note of what became of a flush; return False if ``staged`` is none."""
@@ -191,7 +206,7 @@ class WriteBehind:
         self._in_flight = None
         if error is None:
             self._flushed(staged.last)
-        elif _may_help(error):
+        elif may_help(error):
             self._cell.loop.start(self._recover, error)
             return True
         else:
@@ -204,7 +219,7 @@ class WriteBehind:
         try:
             await self._try_again(error)
         except Exception as failure:
-            self._lost(_as_error(failure))
+            self._lost(as_flush_error(failure))
         self._in_use = False
         self._go_on()
 
@@ -214,10 +229,13 @@ class WriteBehind:
             if not self._let_go.done():
                 self._let_go.set_result(None)
             self._let_go = None
-        elif self.count and not self._in_use and not self._abandoned and self._next is None:
+        elif self.count and not self._in_use and not self._is_over() and self._next is None:
             in_a_hurry = self._waiters or self.acknowledged >= self._hurried
             delay = 0.0 if in_a_hurry else self._flush.max_delay
             self._next = self._cell.runtime.timetable.call_later(delay, self._begin)
+
+    def _is_over(self, last: bool = False) -> bool:
+        return self._abandoned or (self._ending and not last)
 
     def _flushed(self, version: int) -> None:
         writes, self._attempts = version - self.stored, 0
@@ -256,8 +274,12 @@ class WriteBehind:
         self._cell.runtime.emit(
             "flush_failed", self._cell.name, error=error, version=self.acknowledged, at_risk=self.count, delay=delay
         )
-        await self._cell.loop.sleep(delay)
-        if self._abandoned:
+        if not self._is_over():
+            self._pause = self._cell.loop.waiter()
+            timer = self._cell.loop.call_later(delay, lambda: give(self._pause, None))
+            await self._pause
+            timer.cancel()
+        if self._is_over():
             return
         try:
             opened = await self._backend.reopen()
@@ -306,7 +328,7 @@ class WriteBehind:
 
     def _make_room(self) -> None:
         if self._room is not None:
-            self._room.set_result(None)
+            give(self._room, None)
             self._room = None
         elif not self._cell.draining:
             self._cell.rest()
@@ -317,17 +339,3 @@ class WriteBehind:
             if self._next is not None:
                 self._next.cancel()
             self._next = self._cell.runtime.timetable.call_later(0.0, self._begin)
-
-
-def _may_help(error: DgentError) -> bool:
-    """Say whether to open the store again, and ask it, can help: not if it takes no such state, or no such owner."""
-    return getattr(error, "retryable", True) and not isinstance(error, (StateSerializationError, StateTooLargeError))
-
-
-def _as_error(failure: Exception) -> DgentError:
-    """Return the error of a flush; one of ours is not tried again: better stopped, and said, than at risk for ever."""
-    if isinstance(failure, DgentError):
-        return failure
-    error = StorageError(f"the flush failed: {failure!r}", retryable=False)
-    error.__cause__ = failure
-    return error
