@@ -3,14 +3,14 @@ answers the next caller."""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
 
 import dgents
+from dgents.testing.lives.leaving import cancelled_at as leave_at
 from tests.calls import calls
 from tests.contract.world import World
 
@@ -20,32 +20,10 @@ BEFORE, AFTER = {"x": 0}, {"x": 1}
 MOST_SUSPENSIONS = 200
 
 
-@types.coroutine
-def _cancel_at(
-    pending: Awaitable[Any], suspension: int, scope: anyio.CancelScope
-) -> Generator[Any, Any, tuple[int, Any]]:
-    """Await ``pending``, cancelling ``scope`` at its n-th suspension; return how many there were, and the result."""
-    steps = pending.__await__()
-    count, reply, error = 0, None, None
-    while True:
-        try:
-            waits_for = steps.throw(error) if error is not None else steps.send(reply)  # type: ignore[attr-defined]
-        except StopIteration as stop:
-            return count, stop.value
-        count += 1
-        if count == suspension:
-            scope.cancel()
-        reply, error = None, None
-        try:
-            reply = yield waits_for
-        except BaseException as thrown:
-            error = thrown
-
-
 async def cancelled_at(fn: Callable[..., Awaitable[Any]], suspension: int, *args: Any) -> bool:
     """Run ``fn(*args)``, cancelled at a suspension; return whether it came that far."""
     with anyio.CancelScope() as scope:
-        count, _ = await _cancel_at(fn(*args), suspension, scope)
+        count, _ = await leave_at(fn(*args), suspension, scope)
         return count >= suspension
     return True
 

@@ -71,6 +71,10 @@ def _through(agent: Any, ttl: float | None = None) -> Any:
     return dgents.CachedAgent(dgents.VolatileAgent(), agent, ttl=ttl)
 
 
+def _within(agent: Any) -> Any:
+    return dgents.EntropyConstrainedAgent(agent, 1.0, 100_000)
+
+
 Wrapping = Callable[[Any, Options, str], Any]
 WRAPPINGS: dict[str, Wrapping] = {
     "bare": lambda agent, options, folder: agent,
@@ -81,8 +85,12 @@ WRAPPINGS: dict[str, Wrapping] = {
     "behind-ttl": lambda agent, options, folder: _behind(agent, options, ttl=options.ttl),
     "behind-ttl-journal": lambda agent, options, folder: _behind(agent, options, f"{folder}/journal", options.ttl),
     "budget": lambda agent, options, folder: dgents.EntropyConstrainedAgent(agent, 1.0, 100_000),
-    "budget-behind": lambda agent, options, folder: dgents.EntropyConstrainedAgent(_behind(agent, options), 1.0, 100_000),
-    "nested": lambda agent, options, folder: _through(dgents.EntropyConstrainedAgent(_through(agent, options.ttl), 1.0)),
+    "budget-behind": lambda agent, options, folder: dgents.EntropyConstrainedAgent(
+        _behind(agent, options), 1.0, 100_000
+    ),
+    "nested": lambda agent, options, folder: _through(
+        dgents.EntropyConstrainedAgent(_through(agent, options.ttl), 1.0)
+    ),
 }
 _BEHIND = frozenset(name for name in WRAPPINGS if "behind" in name)
 

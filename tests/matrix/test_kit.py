@@ -30,7 +30,7 @@ async def test_a_store_that_says_what_is_not_so_is_caught_by_a_short_script(comm
 
 
 async def test_a_store_that_never_answers_is_caught(tmp_path: Path) -> None:
-    with pytest.raises(BrokenPromise, match="not answered within|not done within|could not be flushed"):
+    with pytest.raises(BrokenPromise, match=r"not answered within|not done within|could not be flushed"):
         await matrix(partial(broken, tmp_path, never_answers), seed=1, faults=False, deadline=0.4, operations=200)
 
 

@@ -35,10 +35,15 @@ def _seed() -> int | None:
     return int(seed) if seed else None
 
 
+def _folders(folder: Path) -> list[str]:
+    folders = [folder / str(number) for number in range(AT_A_TIME)]
+    for each in folders:
+        each.mkdir()
+    return [str(each) for each in folders]
+
+
 async def _live(leaf: str, wrapping: str, operations: int, folder: Path, url: str = "") -> Lived:
-    compositions = [Composition(leaf, wrapping, str(folder / str(number)), url) for number in range(AT_A_TIME)]
-    for composition in compositions:
-        Path(composition.folder).mkdir()
+    compositions = [Composition(leaf, wrapping, each, url) for each in _folders(folder)]
     lived = await live(compositions, compositions[0].can, operations, _seed())
     print(f"{compositions[0].name}: {lived}")
     return lived
@@ -50,9 +55,7 @@ async def test_no_promise_is_broken_on_an_embedded_store(leaf: str, wrapping: st
 
 
 @pytest.mark.parametrize(("leaf", "wrapping"), ON_SERVERS, ids=_ids(ON_SERVERS))
-async def test_no_promise_is_broken_on_a_server(
-    leaf: str, wrapping: str, tmp_path: Path, servers: Servers
-) -> None:
+async def test_no_promise_is_broken_on_a_server(leaf: str, wrapping: str, tmp_path: Path, servers: Servers) -> None:
     await _live(leaf, wrapping, SHORT, tmp_path, _url(leaf, servers))
 
 

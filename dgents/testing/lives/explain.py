@@ -165,7 +165,7 @@ class Explanation:
         return _shows(record.saw, version, state)
 
     def _candidates(self, version: int, state: State) -> Iterator[tuple[int, State, int]]:
-        """Yield the writes that may come next, what each makes of the state, and the version; those that must come, first."""
+        """Yield the writes that may come next, and the state and version that each makes; those that must, first."""
         horizon = self._horizon()
         indices = [index for index in self._undone if self._records[index].start <= horizon]
         for index in sorted(indices, key=lambda index: self._records[index].fate, reverse=True):

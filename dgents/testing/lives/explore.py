@@ -59,7 +59,7 @@ class Play:
             recorder.known = found.version
             await stage.play(life.steps)
             found = await stage.look()
-            chain = self._judge(recorder.records, found)
+            chain = self._judge(recorder.records, found, _named_lost(stage, recorder.records))
             _judge_watchers(stage, chain)
             self._judge_tells(stage)
             if not stage.is_durable:
@@ -86,9 +86,7 @@ class Play:
             raise _broken(error) from error
         await stage.close()
 
-    def _judge(
-        self, records: list[Record], found: Found, lossy: frozenset[int] = frozenset()
-    ) -> dict[int, State]:
+    def _judge(self, records: list[Record], found: Found, lossy: frozenset[int] = frozenset()) -> dict[int, State]:
         self._compare_kept(found)
         records = [*(record for record in self._not_done if record.do == "remind"), *records]  # they may fall due yet
         try:
@@ -140,6 +138,12 @@ def _judge_watchers(stage: Stage, chain: dict[int, State]) -> None:
         versions = [version for version, _ in seen]
         if versions != sorted(versions):
             raise Violation(f"a watcher saw versions out of order: {versions}")
+
+
+def _named_lost(stage: Stage, records: list[Record]) -> frozenset[int]:
+    """Return the starts of those that may be gone because an event says that a flush has failed for good."""
+    named = any(event.kind == "flush_failed" and "lost" in event.details for event in stage.events)
+    return _not_flushed(records) if named and stage.is_lossy else frozenset()
 
 
 def _not_flushed(records: list[Record]) -> frozenset[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from dgents.testing.lives.operations import AFTER
-from dgents.testing.lives.script import Life, Options, Script, Step
+from dgents.testing.lives.script import Life, Options, Place, Script, Step
 
 _BLIND = ("save", "delete")  # they leave no trace of what was before
 _WITH_REQUEST = ("save", "update", "slow", "patch", "delete", "append")
@@ -64,7 +64,7 @@ class Generator:
     def script(self) -> Script:
         """Return a script."""
         random = self._random
-        places: Sequence[str] = ("one_for_one", "one_for_all", "rest_for_one")
+        places: Sequence[Place] = ("one_for_one", "one_for_all", "rest_for_one")
         options = Options(
             place=random.choice([*places, "virtual"] if self._can.is_durable else places),
             max_restarts=random.choice([0, 1, 3, 1000]),

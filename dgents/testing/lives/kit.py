@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 
 from dgents.testing.lives.explore import Play
-from dgents.testing.lives.faults import FaultyAgent, Faults
+from dgents.testing.lives.faults import Faults, FaultyAgent
 from dgents.testing.lives.generate import Can, Generator
 from dgents.testing.lives.record import Recorder, Violation
 from dgents.testing.lives.script import Options, Script
@@ -91,9 +91,9 @@ async def matrix(
     every call has to be answered.
 
     Args:
-        make_agent: returns the agent, whose states are dicts; called anew whenever the actor is spawned, with a name
-            of its own for each script. A state lives in the agent's own place under that name, so give no fixed ``key``.
-            If it can be pickled, some lives are played in a child, which is killed.
+        make_agent: returns the agent, whose states are dicts; called anew whenever the actor is spawned, under a name
+            of its own for each script, which is its key: give no fixed one. If it can be pickled, some lives are
+            played in a child, which is killed.
         operations: how many to try.
         seed: of an earlier run, to repeat it.
         faults: False: nothing fails, and nothing is killed.

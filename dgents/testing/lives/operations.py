@@ -19,7 +19,6 @@ State: TypeAlias = dict[str, Any] | None
 Seen: TypeAlias = tuple[str, Any]  # what a reply shows: "state", "version", "items", "history", "old", "absent", ...
 
 
-
 def empty() -> dict[str, Any]:
     """Return the state before the first."""
     return {"by": 0, "items": [], "f": {}}

@@ -28,9 +28,7 @@ async def play_and_kill(
     Raises:
         Violation: a promise was broken before it was killed.
     """
-    return await anyio.to_thread.run_sync(
-        _drive, make, name, options, life, moment, known, deadline, running_loop()
-    )
+    return await anyio.to_thread.run_sync(_drive, make, name, options, life, moment, known, deadline, running_loop())
 
 
 def _drive(

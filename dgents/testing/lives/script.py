@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 Ending = Literal["close", "kill"]
+Place = Literal["one_for_one", "one_for_all", "rest_for_one", "virtual"]
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -59,7 +60,7 @@ class Options(msgspec.Struct, frozen=True):
     under a supervisor of a strategy, or virtual.
     """
 
-    place: str = "one_for_one"
+    place: Place = "one_for_one"
     max_restarts: int = 3
     max_history: int = 100
     max_delay: float = 0.005

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any
 
@@ -15,9 +14,11 @@ from dgents.runtime.errors import StorageError
 from dgents.runtime.phase import Phase
 from dgents.testing.lives.explain import Found
 from dgents.testing.lives.faults import Faults, FaultyRuntime
+from dgents.testing.lives.leaving import cancelled_at
 from dgents.testing.lives.operations import DEFAULT, call, empty, normal
 from dgents.testing.lives.record import Record, Recorder, Violation
 from dgents.testing.lives.script import Options, Step
+from dgents.testing.lives.watcher import Watcher
 
 Make = Callable[[Options, Faults], Any]
 _SIBLING = "sibling"
@@ -43,14 +44,14 @@ class Stage:
         self._calls: dict[int, Step] = {}  # those that are not answered yet
         self._failed: Exception | None = None
         self._idle = anyio.Event()
-        self._watching: list[_Watcher] = []
+        self._watching: list[Watcher] = []
         self._supervisor: Any = None
 
     async def open(self) -> None:
         """Open a runtime and the actor."""
         self._rt = FaultyRuntime(self.faults, on_event=self.events.append, shutdown_timeout=self._deadline)
         await self._rt.__aenter__()
-        if self._is_virtual:
+        if self._options.place == "virtual":
             self._rt.register("virtual", lambda key: self._make(self._options, self.faults))
         else:
             self._supervisor = await self._rt.supervisor(
@@ -77,7 +78,9 @@ class Stage:
             try:
                 await self._rt.__aexit__(None, None, None)
             except Exception as error:
-                self._rt.emit("warning", self._name, message="the end of a runtime in which a promise was broken", error=error)
+                self._rt.emit(
+                    "warning", self._name, message="the end of a runtime in which a promise was broken", error=error
+                )
 
     @property
     def ref(self) -> Any:
@@ -219,7 +222,7 @@ class Stage:
                 self._recorder.answered(record, await pending)
             else:
                 with anyio.CancelScope() as scope:
-                    self._recorder.answered(record, await cancelled_at(pending, step.leaves, scope))
+                    self._recorder.answered(record, (await cancelled_at(pending, step.leaves, scope))[1])
                 if scope.cancelled_caught:
                     self._recorder.left(record)
         except Violation as violation:
@@ -306,7 +309,7 @@ class Stage:
     async def _do_watch(self, group: TaskGroup, step: Step) -> None:
         await self._revive()
         if self._name in self._rt.names():
-            watcher = _Watcher(self.ref, impatient=bool(step.amount))
+            watcher = Watcher(self.ref, impatient=bool(step.amount))
             self._watching.append(watcher)
             self.seen_by_watchers.append(watcher.seen)
             Context().run(group.start_soon, watcher.run)
@@ -326,69 +329,6 @@ class Stage:
                 raise Violation(f"a watcher never saw version {found.version}; its last one is {watcher.newest}")
 
 
-class _Watcher:
-    """Reads what a watch yields; an impatient one gives up each wait before long, and waits again."""
-
-    def __init__(self, ref: Any, *, impatient: bool) -> None:
-        self.seen: list[tuple[int, Any]] = []
-        self.ended = False
-        self.error: Exception | None = None
-        self._changes = ref.watch()
-        self._patience = 0.0003 if impatient else float("inf")
-        self._changed = anyio.Event()
-
-    @property
-    def newest(self) -> int:
-        return self.seen[-1][0] if self.seen else -1
-
-    async def changed(self) -> None:
-        await self._changed.wait()
-
-    async def run(self) -> None:
-        try:
-            while True:
-                with anyio.move_on_after(self._patience):
-                    snapshot = await anext(self._changes)
-                    self.seen.append((snapshot.version, normal(snapshot.state)))
-                    self._tell()
-        except StopAsyncIteration:
-            self.ended = True
-        except dgents.DgentError:  # a watch may end with the reason for which its actor ended
-            self.ended = True
-        except Exception as error:
-            self.error, self.ended = error, True
-        finally:
-            self._tell()
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
-
-
-@types.coroutine
-def _cancel_at(pending: Awaitable[Any], suspension: int, scope: anyio.CancelScope) -> Generator[Any, Any, Any]:
-    steps = pending.__await__()
-    count, reply, error = 0, None, None
-    while True:
-        try:
-            waits_for = steps.throw(error) if error is not None else steps.send(reply)  # type: ignore[attr-defined]
-        except StopIteration as stop:
-            return stop.value
-        count += 1
-        if count == suspension:
-            scope.cancel()
-        reply, error = None, None
-        try:
-            reply = yield waits_for
-        except BaseException as thrown:
-            error = thrown
-
-
-async def cancelled_at(pending: Awaitable[Any], suspension: int, scope: anyio.CancelScope) -> Any:
-    """Await ``pending``, cancelling ``scope`` at its n-th suspension."""
-    return await _cancel_at(pending, suspension, scope)
-
-
 class _deadline:
     """Fail, as a broken promise, what takes too long."""
 
@@ -406,5 +346,3 @@ class _deadline:
         if self._scope.cancelled_caught:
             raise Violation(f"not done within {self._seconds} s: {self._what}")
         return caught
-
-
