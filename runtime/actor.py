@@ -467,6 +467,7 @@ class Cell(StoredTurns):
         self.error = None
         self.fresh = not self.is_shared
         self.loop.start(self.listen)
+        self.notify()  # of what turned out to be stored
 
     # The end of a life
 

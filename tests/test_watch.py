@@ -11,7 +11,7 @@ import pytest
 import dgents
 from tests.bench import Bench, open_bench
 from tests.calls import calls
-from tests.fake_store import FakeAgent, fails_before, refuses
+from tests.fake_store import FakeAgent, FakeStore, fails_after, fails_before, refuses
 from tests.held import Door, HeldAgent
 
 pytestmark = pytest.mark.anyio
@@ -154,3 +154,14 @@ async def test_the_watchers_of_an_actor_that_is_not_in_memory_end_with_its_runti
             while "v/a" in rt.names():
                 await anyio.lowlevel.checkpoint()
         assert await watching.result() == [1]
+
+
+async def test_what_a_restart_finds_stored_arrives(anyio_backend: str) -> None:
+    store = FakeStore()
+    async with dgents.Runtime() as rt, calls() as run:
+        ref = await rt.spawn("a", FakeAgent(store))
+        changes = ref.watch()
+        first = await run.blocked(changes.__anext__)
+        store.faults.append(fails_after)
+        await ref.save("stored, and not answered")
+        assert (await first.result()).state == "stored, and not answered"
