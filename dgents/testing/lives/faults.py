@@ -27,7 +27,7 @@ class Faults:
         commits: of each of the next commits: ``before`` it happens, ``after`` it happened, ``slow``.
         opens, reads: how many of the next ones fail.
         away: how many of the next requests of any kind fail.
-        damaged: whether what is read is no state.
+        damaged: how many of the next versions that are read are no state.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,7 @@ class Faults:
     def heal(self) -> None:
         """From now on all goes well."""
         self.commits: deque[str] = deque()
-        self.opens = self.reads = self.away = 0
-        self.damaged = False
+        self.opens = self.reads = self.away = self.damaged = 0
 
     def add(self, fault: str, times: int) -> None:
         """Let something happen to the next commits, after what is to happen to them already."""
@@ -72,7 +71,10 @@ class Faults:
 
     def seen(self, record: Record | None) -> Record | None:
         """Return a stored version as it is read."""
-        return replace(record, data=_NO_STATE) if self.damaged and record is not None and record.data else record
+        if not self.damaged or record is None or record.data is None:
+            return record
+        self.damaged -= 1
+        return replace(record, data=_NO_STATE)
 
 
 class FaultyStore:

@@ -276,7 +276,7 @@ class Stage:
         self.faults.away = step.amount
 
     async def _do_damage(self, group: TaskGroup, step: Step) -> None:
-        self.faults.damaged = True
+        self.faults.damaged = 2 * step.amount
 
     async def _do_heal(self, group: TaskGroup, step: Step) -> None:
         self.faults.heal()
