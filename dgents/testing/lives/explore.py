@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from secrets import token_hex
 
+from msgspec.structs import replace
+
 import dgents
 from dgents.testing.lives.explain import Explanation, Found, Undecided
 from dgents.testing.lives.operations import State
@@ -59,7 +61,7 @@ class Play:
             recorder.known = found.version
             await stage.play(life.steps)
             found = await stage.look()
-            chain = self._judge(recorder.records, found, _named_lost(stage, recorder.records))
+            chain = self._judge(_without_losses(recorder.records, stage.losses), found)
             _judge_watchers(stage, chain)
             self._judge_tells(stage)
             if not stage.is_durable:
@@ -140,10 +142,19 @@ def _judge_watchers(stage: Stage, chain: dict[int, State]) -> None:
             raise Violation(f"a watcher saw versions out of order: {versions}")
 
 
-def _named_lost(stage: Stage, records: list[Record]) -> frozenset[int]:
-    """Return the starts of those that may be gone because an event says that a flush has failed for good."""
-    named = any(event.kind == "flush_failed" and "lost" in event.details for event in stage.events)
-    return _not_flushed(records) if named and stage.is_lossy else frozenset()
+def _without_losses(records: list[Record], losses: list[int]) -> list[Record]:
+    """Return the records; what events have named as lost may be there, and who saw it may have seen it."""
+    if not losses:
+        return records
+    left = []
+    for record in records:
+        if record.start not in _not_flushed(records) or (record.end or 0) > max(losses):
+            left.append(record)
+        elif record.fate == "must":
+            left.append(replace(record, fate="may", saw=None))
+        elif record.fate != "seen":
+            left.append(record)
+    return left
 
 
 def _not_flushed(records: list[Record]) -> frozenset[int]:

@@ -12,6 +12,7 @@ from dgents.testing.lives.script import Life, Options, Place, Script, Step
 _BLIND = ("save", "delete")  # they leave no trace of what was before
 _WITH_REQUEST = ("save", "update", "slow", "patch", "delete", "append")
 _KILLS = 0.04  # of the lives
+_MOST_STEPS = 30  # of a life
 _MOST_SUSPENSIONS = 6
 _LEAVES = 0.2  # of the callers
 _TOGETHER = 0.4  # of the steps
@@ -39,10 +40,10 @@ class Can:
 
 _WRITES = {
     "save": 3, "update": 6, "slow": 5, "patch": 4, "lens": 2, "lens save": 1, "transaction": 2, "lease": 1, "cas": 2,
-    "delete": 1, "tell": 1, "remind": 1, "fails": 1, "undone": 1, "again": 4, "burst": 1,
+    "delete": 1, "tell": 1, "remind": 1, "fails": 1, "undone": 1, "again": 4, "burst": 2,
 }  # fmt: skip
 _READS = {"load": 3, "ask": 1, "snapshot": 2, "history": 1, "version": 1, "part": 1, "flush": 1}
-_EVENTS = {"append": 10, "again": 3, "burst": 1}
+_EVENTS = {"append": 10, "again": 3, "burst": 2}
 _READS_OF_STREAMS = {"load": 3, "snapshot": 2, "history": 1, "flush": 1}
 _HAPPENINGS = {"pause": 2, "expire": 1, "watch": 1}
 _FAULTS = {
@@ -80,7 +81,7 @@ class Generator:
 
     def _life(self) -> Life:
         steps: list[Step] = []
-        for _ in range(self._random.randint(2, 14)):
+        for _ in range(self._random.randint(2, _MOST_STEPS)):
             step = self._step()
             if step is not None:
                 steps.append(step)

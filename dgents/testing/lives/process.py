@@ -89,6 +89,7 @@ async def _live(
     stage = Stage(make, name, options, recorder, deadline)
     try:
         await stage.open()
+        await stage.look()
         tell("lossy", stage.is_lossy)
         await stage.play(life.steps, lambda index: tell("step", index))
     except Exception as error:

@@ -33,6 +33,8 @@ class Stage:
         self.events: list[dgents.Event] = []
         self.faults = Faults()
         self.is_durable = False  # its state outlives its runtime
+        self.is_lossy = False  # a crash may take what was acknowledged and not flushed
+        self.losses: list[int] = []  # the moments at which an event said that a flush has failed for good
         self.window = 1  # how many versions are kept, the current one among them
         self.seen_by_watchers: list[list[tuple[int, Any]]] = []
         self._make = make
@@ -49,7 +51,7 @@ class Stage:
 
     async def open(self) -> None:
         """Open a runtime and the actor."""
-        self._rt = FaultyRuntime(self.faults, on_event=self.events.append, shutdown_timeout=self._deadline)
+        self._rt = FaultyRuntime(self.faults, on_event=self._happened, shutdown_timeout=self._deadline)
         await self._rt.__aenter__()
         if self._options.place == "virtual":
             self._rt.register("virtual", lambda key: self._make(self._options, self.faults))
@@ -59,6 +61,11 @@ class Stage:
             )
             await self._supervisor.spawn(_SIBLING, dgents.VolatileAgent(0))
         await self._revive()
+
+    def _happened(self, event: dgents.Event) -> None:
+        self.events.append(event)
+        if event.kind == "flush_failed" and "lost" in event.details:
+            self.losses.append(self._recorder.moment)
 
     async def close(self) -> None:
         """Close the runtime; what was acknowledged is flushed.
@@ -147,16 +154,11 @@ class Stage:
     def _know(self, cell: Any) -> None:
         """Take note of what it is made of; while it is opened again that can't be told."""
         self.is_durable = cell.backend.store is not None
+        self.is_lossy = cell.behind is not None and not cell.behind.journaled
         if self.is_stream:
             self.window = _ALL
         else:
             self.window = max(int(cell.backend.max_history), 1) if self.is_durable else int(cell.keep) + 1
-
-    @property
-    def is_lossy(self) -> bool:
-        """Whether a crash may take what was acknowledged and not flushed."""
-        behind = self.ref._live().behind
-        return behind is not None and not behind.journaled
 
     async def _revive(self) -> None:
         """See to it that the actor runs, if it can."""
