@@ -66,6 +66,8 @@ class SqliteDatabase:
         self._before: FileIdentity | None = None  # the files that were open before these
         self._opening: asyncio.Lock | None = None
         self._preparing: asyncio.Lock | None = None
+        self._identity = FileIdentity(path)  # of the newest connection that writes
+        self._identities: dict[sqlite3.Connection, FileIdentity] = {}
         self._reset()
 
     def must_exist(self, table: StatesTable, before: FileIdentity) -> None:
@@ -167,9 +169,16 @@ class SqliteDatabase:
             reader = self._reader
             self._before = self.identity
             self._reset()
-            await _close(writer)
+            await self._close_one(writer)
             if reader is not None:
-                await _close(reader)
+                await self._close_one(reader)
+
+    async def _close_one(self, connection: aiosqlite.Connection) -> None:
+        inner = connection._conn
+        # What can't be closed in order is closed all the same; there is nobody to whom it would matter.
+        with suppress(sqlite3.Error, ValueError):
+            await connection.close()
+        self._identities.pop(inner, None)
 
     async def _close(self) -> None:
         async with self._turn():
@@ -179,7 +188,7 @@ class SqliteDatabase:
                 return  # after a fork, threads and locks are the parent's
             for connection in (reader, writer):
                 if connection is not None:
-                    await _close(connection)
+                    await self._close_one(connection)
             await asyncio.to_thread(self.owners.release)
 
     def _check_process(self) -> None:
@@ -269,9 +278,3 @@ async def _in_thread(connection: aiosqlite.Connection, fn: Callable[..., T], *ar
     """
     result: T = await connection._execute(fn, connection._conn, *args)  # type: ignore[no-untyped-call]
     return result
-
-
-async def _close(connection: aiosqlite.Connection) -> None:
-    # What can't be closed in order is closed all the same; there is nobody to whom it would matter.
-    with suppress(sqlite3.Error, ValueError):
-        await connection.close()

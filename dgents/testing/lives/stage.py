@@ -170,6 +170,8 @@ class Stage:
                 try:
                     with _deadline(self._deadline, f"spawn of {name!r}"):
                         await self._supervisor.spawn(name, agent())
+                except dgents.ActorStoppedError:  # its supervisor was given up meanwhile
+                    await anyio.sleep(0.002)
                 except dgents.DgentError:
                     if not had_faults:
                         raise
