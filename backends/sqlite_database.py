@@ -66,7 +66,6 @@ class SqliteDatabase:
         self._before: FileIdentity | None = None  # the files that were open before these
         self._opening: asyncio.Lock | None = None
         self._preparing: asyncio.Lock | None = None
-        self._identity = FileIdentity(path)  # of the newest connection that writes
         self._identities: dict[sqlite3.Connection, FileIdentity] = {}
         self._reset()
 
@@ -93,7 +92,7 @@ class SqliteDatabase:
             StorageError: nothing was kept, except where SQLite itself failed in the commit: then it is not
                 known.
         """
-        job = partial(transact, mode="IMMEDIATE", work=work, before_commit=self.identity.check)
+        job = partial(transact, mode="IMMEDIATE", work=work, before_commit=self._check_identity)
         return await self._resources.run_asyncio(self._run, self._attempt, job, self._busy_timeout)
 
     async def write_soon(self, work: Work[T]) -> T:
@@ -102,7 +101,7 @@ class SqliteDatabase:
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` on one consistent view of the database, that of the newest commit of any process."""
-        job: Work[T] = partial(transact, mode="DEFERRED", work=work, before_commit=self.identity.check)
+        job: Work[T] = partial(transact, mode="DEFERRED", work=work, before_commit=self._check_identity)
         return await self._resources.run_asyncio(self._run, self._attempt, job, self._busy_timeout)
 
     async def query(self, work: Work[T]) -> T:
@@ -110,7 +109,7 @@ class SqliteDatabase:
 
         def job(connection: sqlite3.Connection) -> T:
             result = work(connection)
-            self.identity.check(connection)
+            self._check_identity(connection)
             return result
 
         return await self._resources.run_asyncio(self._run_reader, job)
@@ -204,15 +203,23 @@ class SqliteDatabase:
     def _connect_writer(self) -> sqlite3.Connection:
         if not self._existed:
             create_private(self.path)
-        self.identity.pin()
+        identity = self.identity
+        identity.pin()
         if self._before is not None:
             self._before.check_left_log()
         connection = connect(self.path, self._busy_timeout)
+        self._identities[connection] = identity
         self._existed = True
         return connection
 
     def _connect_reader(self) -> sqlite3.Connection:
-        return connect_for_queries(self.path, self._busy_timeout)
+        connection = connect_for_queries(self.path, self._busy_timeout)
+        self._identities[connection] = self.identity
+        return connection
+
+    def _check_identity(self, connection: sqlite3.Connection) -> None:
+        # Of this connection: while one is closed and the next is opened, there are two.
+        self._identities[connection].check(connection)
 
     def _attempt(self, connection: sqlite3.Connection, job: Work[T], patience: float) -> T:
         return attempt(connection, job, self.path, patience)
@@ -238,8 +245,8 @@ class SqliteDatabase:
         if not ready:
             attempt(connection, partial(transact, mode="IMMEDIATE", work=make), self.path, patience)
         attempt(connection, is_ready, self.path, patience)  # now at the latest it has its log open
-        self.identity.pin_log()
-        attempt(connection, self.identity.check, self.path, patience)
+        self._identities[connection].pin_log()
+        attempt(connection, self._check_identity, self.path, patience)
         self._ready.add(table.name)
         self._made.add(table.name)
 

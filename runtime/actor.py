@@ -127,7 +127,26 @@ class Cell(StoredTurns):
     # Starting and stopping
 
     async def start(self) -> None:
-        """Make the backend and open it: the actor owns its state from here on."""
+        """Make the backend and open it: the actor owns its state from here on.
+
+        Raises:
+            ActorStoppedError: it was told to stop meanwhile; the backend is closed.
+        """
+        is_spawned = not self.draining  # else it is a message that wakes it
+        self.draining = True  # nobody else opens or closes the backend
+        try:
+            await self._open(is_spawned)
+        except BaseException:
+            for waiter in self.stopped or ():
+                give(waiter, None)
+            raise
+        finally:
+            if is_spawned:
+                self.draining = False
+        if is_spawned and (self.stopping is not None or self.phase is not Phase.RUNNING):
+            self.wake()  # told so while it began to listen
+
+    async def _open(self, is_spawned: bool) -> None:
         self.backend = self.agent.backend(self.name, self.runtime.resources)
         size_limit = getattr(self.agent, "size_limit", None)
         self.limit = size_limit(self.depth) if size_limit is not None else None
@@ -143,8 +162,8 @@ class Cell(StoredTurns):
                 self.behind = attach(self)
                 self.observed = True
             self.adopt(opened)
-            if self.phase is Phase.STOPPED:  # its runtime waited no longer
-                self.refuse()
+            if self.phase is Phase.STOPPED or (is_spawned and self.stopping is not None):
+                self.refuse()  # its runtime waited no longer, or its supervisor was given up
             self.phase = Phase.RUNNING
             await self.listen()
         except BaseException:  # what it holds can't be used: let go of it, so that another may mend it

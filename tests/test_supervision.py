@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ from dgents.runtime.events import Event
 from tests.bench import Bench, open_bench
 from tests.calls import calls
 from tests.fake_store import FakeAgent, FakeStore, fails_before
+from tests.held import Door, HeldAgent
 
 pytestmark = pytest.mark.anyio
 
@@ -176,3 +178,22 @@ async def test_siblings_are_unharmed_by_an_actor_that_is_given_up(bench: Bench) 
         await a.save("x")
     assert await good.save("fine") == 1
     assert bench.rt.names() == ["good"]
+
+
+async def test_a_spawn_whose_supervisor_is_given_up_meanwhile_is_refused_and_leaves_the_state_free(
+    anyio_backend: str, tmp_path: Path
+) -> None:
+    door, agent = Door(), dgents.PersistentAgent(tmp_path / "b.json")
+    async with dgents.Runtime() as rt, calls() as run:
+        group = await rt.supervisor("group", max_restarts=0, backoff=NO_PAUSE)
+        sibling = await group.spawn("sibling", dgents.VolatileAgent(0))
+        door.shut()
+        spawn = run(group.spawn, "b", HeldAgent(agent, opening=door))
+        await door.reached()
+        for _ in range(4):  # the last one is one too many for the root
+            sibling._live().crash(dgents.StorageError("injected"))
+            await anyio.wait_all_tasks_blocked()
+        door.open()
+        with pytest.raises(dgents.ActorStoppedError, match="its supervisor was given up"):
+            await spawn.result()
+        assert await (await rt.spawn("b", agent)).save("free") == 1
