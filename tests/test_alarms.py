@@ -226,7 +226,7 @@ async def test_a_ledger_that_could_not_be_read_at_first_is_opened_by_the_next(
         raise dgents.StorageError("injected")
 
     async with dgents.Runtime() as rt:
-        ref = await rt.spawn("a", dgents.SQLAgent(str(tmp_path / "a.db")))
+        ref = await rt.spawn("a", dgents.PersistentAgent(tmp_path / "a.json"))
         await ref.save(0)
         monkeypatch.setattr(OpenLedger, "read", fails)
         with pytest.raises(dgents.StorageError, match="injected"):
