@@ -20,11 +20,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import anyio
+
 from dgents.runtime.alarms import Alarms, now
 from dgents.runtime.arguments import check_text
 from dgents.runtime.commit import Failure
 from dgents.runtime.errors import ActorError, DgentError, StorageError, UnsupportedOperationError
-from dgents.runtime.ledger import Change, Ledger, OpenLedger, Reminder
+from dgents.runtime.ledger import Change, Edit, Ledger, OpenLedger, Reminder
 from dgents.runtime.mailbox import Envelope
 from dgents.runtime.messages import Message
 from dgents.runtime.phase import Phase
@@ -63,13 +65,13 @@ class Reminders:
         check_text(f"remind of {cell.name!r}", "name", name)
         reminder = Reminder(uuid4().hex, *_times(at, every), save_message(cell, message))
         key, opened = await self._open(cell)
-        self._heed(key, await opened.change(cell.name, name, lambda _: reminder))
+        await self._change(key, opened, cell.name, name, lambda _: reminder)
 
     async def forget(self, cell: Cell, name: str) -> None:
         """Strike a reminder out; one that is not there is forgotten already."""
         key, opened = await self._open(cell)
         if opened.is_shared or opened.get(cell.name, name) is not None:
-            self._heed(key, await opened.change(cell.name, name, lambda _: None))
+            await self._change(key, opened, cell.name, name, lambda _: None)
 
     # Ledgers
 
@@ -92,11 +94,26 @@ class Reminders:
             async with opened.lock:
                 if not opened.is_open:
                     ref = await self._runtime.start_internal("reminders", ledger.agent)
-                    self._heed(key, await opened.read(ref))
+                    try:
+                        changes = await opened.read(ref)
+                    except BaseException:  # the next one opens it again
+                        with anyio.CancelScope(shield=True):
+                            await self._runtime.stop(ref)
+                        raise
+                    self._heed(key, changes)
                     opened.ref = ref
                     if opened.is_shared and key not in self._looks:
                         self._looks[key] = self._runtime.loop.call_later(_LOOK_AGAIN, self._look, key)
         return key, opened
+
+    async def _change(self, key: Any, opened: OpenLedger, actor: str, name: str, edit: Edit) -> None:
+        try:
+            changes = await opened.change(actor, name, edit)
+        except BaseException:  # whoever left, or was told that it failed, may have changed it all the same
+            if opened.ref is not None:
+                self._runtime.loop.start(self._read_quietly, key)
+            raise
+        self._heed(key, changes)
 
     def _heed(self, key: Any, changes: Sequence[Change]) -> None:
         """Set an alarm for what is new in a ledger, and none any more for what is gone."""
@@ -189,12 +206,15 @@ class Reminders:
         assert opened.ref is not None
         self._heed(key, await opened.read(opened.ref))
 
+    async def _read_quietly(self, key: Any) -> None:
+        with suppress(DgentError):
+            await self._read_again(key)
+
     def _look(self, key: Any) -> None:
         """Look into a shared ledger from time to time: another process may remind an actor that is here too."""
 
         async def look() -> None:
-            with suppress(DgentError):
-                await self._read_again(key)
+            await self._read_quietly(key)
             if not self._runtime.closing:
                 self._looks[key] = self._runtime.loop.call_later(_LOOK_AGAIN, self._look, key)
 
@@ -238,7 +258,7 @@ class Reminders:
                 if cell.behind is not None:  # crossed off only when the store has it
                     await cell.call(cell.flush, alone=True)
                 _, opened = await self._open(cell)
-                self._heed(key, await opened.change(cell.name, name, partial(_crossed_off, reminder)))
+                await self._change(key, opened, cell.name, name, partial(_crossed_off, reminder))
         except DgentError as error:
             if not isinstance(error, (StorageError, ActorError)):
                 self._runtime.emit("warning", cell.name, message=f"reminder {name!r} can't be crossed off", error=error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import dgents
 from dgents.runtime.ledger import Entries, OpenLedger, Reminder
 from dgents.runtime.saved_message import save_message
+from tests.calls import calls
+from tests.held import Door
 from tests.test_reminders import add, soon, until
 from tests.virtual_time import run
 
@@ -189,6 +192,47 @@ async def test_what_another_process_has_set_a_moment_ago_can_be_forgotten(anyio_
         await there.forget("r")
         await anyio.sleep(0.3)
         assert await there.load() == 0
+
+
+@pytest.mark.anyio
+async def test_a_reminder_whose_setter_left_while_it_was_stored_is_delivered(
+    anyio_backend: str, tmp_path: Path
+) -> None:
+    door = Door()
+    async with dgents.Runtime() as rt, calls() as run:
+        ref = await rt.spawn("a", dgents.SQLAgent(str(tmp_path / "a.db")))
+        await ref.save(0)
+        await ref.forget("nothing")  # so that the ledger is there
+        (ledger,) = rt.reminders._ledgers.values()
+        assert ledger.ref is not None
+        store: Any = ledger.ref._cell.backend.store
+        commit = store.commit
+        store.commit = lambda writes: door.before(lambda: commit(writes))()
+        door.shut()
+        setting = run(partial(ref.remind, "r", dgents.Update(add), at=soon(0.1)))
+        await door.reached()
+        setting.cancel()
+        await anyio.wait_all_tasks_blocked()
+        door.open()
+        assert await until(ref, lambda total: total == 1) == 1
+
+
+@pytest.mark.anyio
+async def test_a_ledger_that_could_not_be_read_at_first_is_opened_by_the_next(
+    anyio_backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(ledger: OpenLedger, _: Any) -> Any:
+        monkeypatch.undo()
+        raise dgents.StorageError("injected")
+
+    async with dgents.Runtime() as rt:
+        ref = await rt.spawn("a", dgents.PersistentAgent(tmp_path / "a.json"))
+        await ref.save(0)
+        monkeypatch.setattr(OpenLedger, "read", fails)
+        with pytest.raises(dgents.StorageError, match="injected"):
+            await ref.remind("r", dgents.Update(add), at=soon(0.1))
+        await ref.remind("r", dgents.Update(add), at=soon(0.1))
+        assert await until(ref, lambda total: total == 1) == 1
 
 
 @pytest.mark.anyio
