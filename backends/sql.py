@@ -12,7 +12,7 @@ from dgents.backends.sql_ref import SQLRef
 from dgents.backends.sqlite import SqliteBackend, sqlite_store
 from dgents.backends.sqlite_tables import check_table_name, states_table
 from dgents.backends.url import is_half_a_url, scheme_of
-from dgents.runtime.arguments import check_choice, check_history, check_key, check_path
+from dgents.runtime.arguments import check_choice, check_database_key, check_history, check_path
 from dgents.runtime.contract import Backend, Ownership, Resources
 from dgents.runtime.errors import UnsupportedOperationError
 from dgents.runtime.ledger import Entries, Ledger
@@ -66,9 +66,9 @@ class SQLAgent(Generic[S]):
         check_choice("ownership", self.ownership, (None, *get_args(Ownership)))
         check_history(self.max_history)
         Migrations(self.migrations, None)
-        check_key("table", self.table)
+        check_database_key("table", self.table)
         if self.key is not None:
-            check_key("key", self.key)
+            check_database_key("key", self.key)
         if is_postgres(self.db_uri):
             check_postgres(self.db_uri, self.table)
         else:
@@ -86,7 +86,7 @@ class SQLAgent(Generic[S]):
             ValueError: ``name`` is to be the key and is no text that a database can hold.
             UnsupportedOperationError: psycopg is not installed.
         """
-        key = self.key if self.key is not None else check_key("the actor's name", name)
+        key = self.key if self.key is not None else check_database_key("the actor's name", name)
         if is_postgres(self.db_uri):
             return self._in_postgres(name, key, resources)
         return SqliteBackend(

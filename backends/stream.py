@@ -24,7 +24,7 @@ from dgents.backends.stream_cell import StreamCell
 from dgents.backends.stream_ref import StreamRef
 from dgents.backends.stream_replays import Plan
 from dgents.backends.url import is_half_a_url
-from dgents.runtime.arguments import check_count, check_key, check_path
+from dgents.runtime.arguments import check_count, check_database_key, check_key, check_path
 from dgents.runtime.codec import Codec
 from dgents.runtime.contract import Resources
 from dgents.runtime.errors import StateError
@@ -192,6 +192,8 @@ class StreamAgent(Generic[E, S]):
         if log is None or isinstance(log, list):
             return MemoryLog(log, events, chain=self.chain)
         uri = os.fspath(log)
+        if uri.startswith(("sqlite:", *_POSTGRES)):
+            check_database_key("the key of a stream", key)
         if uri.startswith("sqlite:"):
             return SqliteLog(sqlite_path(uri), self.table, key, name, seal, resources)
         if uri.startswith(_POSTGRES):

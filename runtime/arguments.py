@@ -171,11 +171,26 @@ def check_key(name: str, value: Any) -> str:
 
     Raises:
         TypeError: it is no text; a class is taken for the schema that it was meant to be.
-        ValueError: it is empty, or holds a lone surrogate.
+        ValueError: it is empty.
     """
     if isinstance(value, type):
         raise TypeError(f"{name} is the class {value.__name__}; give schema={value.__name__}")
-    check_text("the description of an agent", name, value)
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}; give a string")
+    if not value:
+        raise ValueError(f"{name} is empty; give a string that names it")
+    return value
+
+
+def check_database_key(name: str, value: Any) -> str:
+    """Return the name of a state in a database, whose texts are UTF-8.
+
+    Raises as `check_key`, and:
+        ValueError: it holds a lone surrogate.
+    """
+    check_key(name, value)
+    if not is_encodable(value):
+        raise ValueError(f"{name} {value!r} has a lone surrogate, which no database can hold")
     return value  # type: ignore[no-any-return]
 
 

@@ -198,7 +198,6 @@ class BaseRuntime:
         self.check_thread()
         if not isinstance(name, str) or not name:
             raise ValueError(f"an actor's name is a string that is not empty, not {name!r}")
-        check_text("spawn", "name", name)
         check_agent(f"spawn({name!r})", agent)
         if self.closing:
             raise self.closed_error()
@@ -322,7 +321,6 @@ class BaseRuntime:
         check_name("ref", name)
         cell = self._cells.get(name) or self._virtual.get(name)
         if cell is None:
-            check_text("ref", "name", name)
             family = self._family(name)
             if family is None:
                 raise KeyError(f"no actor and no registered prefix for {name!r}; spawn it, or rt.register() its prefix")

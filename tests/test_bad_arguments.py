@@ -43,6 +43,7 @@ COUNTS = refuse(NAN, INF, True, 0, -1, 1.5, "1", None, because="give a .*, 1 or 
 HISTORY = refuse(NAN, INF, True, -1, 1.5, "1", None, because="give a number of versions, 0 or more")
 TEXT = mistyped(5, b"x", because="is 5|is b'x'")
 A_CLASS = mistyped(User, because="give schema=User")
+EMPTY = refuse("", because="is empty")
 NO_TEXT = refuse("", "\ud800", because="is empty|surrogate")
 PATHS = refuse("", "a\0b", because="names no file")
 UNDECODABLE = refuse("a\ud800", os.fsdecode(b"a\xff"), Path(os.fsdecode(b"\xfe")), because="can't be decoded")
@@ -72,9 +73,10 @@ CONSTRUCTORS: Table = {
         for name, make in list(AGENTS.items())[:4]
     },
     **{
-        f"{name}(key=)": (lambda v, make=AGENTS[name]: make(key=v), [TEXT, NO_TEXT, A_CLASS])  # type: ignore[misc]
+        f"{name}(key=)": (lambda v, make=AGENTS[name]: make(key=v), [TEXT, EMPTY, A_CLASS])  # type: ignore[misc]
         for name in HAVE_KEYS
     },
+    "SQLAgent(key=surrogate)": (lambda v: dgents.SQLAgent("s.db", key=v), [NO_TEXT]),
     "SQLAgent(path)": (dgents.SQLAgent, [PATHS, UNDECODABLE, NO_PATHS]),
     "SQLAgent(path, table)": (lambda v: dgents.SQLAgent("s.db", v), [A_CLASS, TEXT, NO_TEXT]),
     "SQLAgent(postgresql, table)": (lambda v: dgents.SQLAgent("postgresql://h/d", v), [A_CLASS, TEXT, NO_TEXT]),
@@ -200,7 +202,7 @@ async def first(items: AsyncIterator[Any]) -> Any:
 
 
 OF_A_RUNTIME: dict[str, tuple[Callable[[Any, Any], Any], list[tuple[tuple[Any, ...], Any, str]]]] = {
-    "spawn": (lambda rt, v: rt.spawn(v, volatile()), [refuse(5, None, "", [], b"x", "\ud800", because="name")]),
+    "spawn": (lambda rt, v: rt.spawn(v, volatile()), [refuse(5, None, "", [], b"x", because="name")]),
     "spawn(agent)": (
         lambda rt, v: rt.spawn("new", v),
         [mistyped(5, None, dgents.SQLAgent, because="no agent")],
