@@ -235,4 +235,4 @@ def _check_classes(events: Any) -> None:
         raise TypeError(f"events is {events!r}; give a list of classes")
     for cls in events or ():
         if not isinstance(cls, type):
-            raise TypeError(f"events has {cls!r}, which is no class; an event is told from others by its class")
+            raise TypeError(f"events has {cls!r}, which is no class; give a list of classes, which tell events apart")
