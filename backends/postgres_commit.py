@@ -143,6 +143,11 @@ class CommitBatch:
         for i in self.todo:
             self._backends[i].fence.refuse()
 
+    def refuse_all(self, error: StorageError) -> None:
+        """Refuse what the server would not take, and would not take the next time."""
+        for i in self.todo:
+            self.answers[i] = error
+
     def place(self, i: int) -> tuple[str, str]:
         """Return the table and the key of a write."""
         return self._backends[i].table, self._backends[i].key

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 
 from dgents.backends.postgres_place import PostgresPlace
@@ -11,7 +13,12 @@ from dgents.runtime.errors import DgentError, Outcome, StateCorruptionError, Sto
 _MEANINGS: dict[str, tuple[str, bool, str | None]] = {
     "22": ("it can't hold this value", False, "use a database with ENCODING 'UTF8'"),
     "23505": ("somebody wrote rows into the tables beside dgents", False, "run `dgents verify` on it"),
-    "25006": ("it is read-only (a standby?)", True, "name the primary; ?target_session_attrs=read-write finds it"),
+    "25006": (
+        "it is read-only",
+        True,
+        "name the primary of a standby (?target_session_attrs=read-write finds it), or look at its "
+        "default_transaction_read_only",
+    ),
     "25P03": ("it ended a transaction that took too long", True, None),
     "28": ("it refused the user or the password", False, "check user and password of the URL, and pg_hba.conf"),
     "3D000": ("there is no such database", False, "create it, or check the URL"),
@@ -24,11 +31,28 @@ _MEANINGS: dict[str, tuple[str, bool, str | None]] = {
     "53300": ("it has too many connections", True, "raise max_connections, or use fewer processes"),
     "53": ("it lacks resources", True, None),
     "54": ("a limit of PostgreSQL was reached", False, "split the state"),
+    "55000": ("it takes no connections to this database", True, None),
     "55P03": ("another transaction holds a lock", True, "find the program that holds a transaction open"),
     "57014": ("it did not finish in time", True, "look at its load; ?options=-cstatement_timeout%3D20s sets the limit"),
     "57P03": ("it is starting or stopping", True, None),
     "57": ("it is shutting down, or an administrator ended the connection", True, None),
     "58": ("its disk failed", True, "look at its log and its disk"),
+}
+# What libpq tells in words alone: the server said it before it took the connection.
+_WORDS = {
+    r'database ".*" does not exist': "3D000",
+    r'role ".*" does not exist': "28",
+    "password authentication failed": "28",
+    "no password supplied": "28",
+    "no pg_hba.conf entry": "28",
+    "is not permitted to log in": "28",
+    "permission denied for database": "42501",
+    "is not currently accepting connections": "55000",
+    "too many connections": "53300",
+    "too many clients": "53300",
+    "remaining connection slots": "53300",
+    "the database system is": "57P03",
+    "database system is in recovery": "57P03",
 }
 _CORRUPT = {"XX001", "XX002"}
 # After these the transaction may have been committed all the same, or nobody can say.
@@ -62,9 +86,9 @@ def translate(error: BaseException, place: PostgresPlace, *, outcome: Outcome) -
             path=place.safe,
             hint="look at the server's log; restore a backup",
         )
-    meaning = _MEANINGS.get(code) or _MEANINGS.get(code[:2])
     if code and not code.startswith(_UNKNOWN):
         outcome = "rolled_back"
+    meaning = _MEANINGS.get(code or _code_in_words(error)) or _MEANINGS.get(code[:2])
     if meaning is not None:
         what, retryable, hint = meaning
         return StorageError(
@@ -73,21 +97,21 @@ def translate(error: BaseException, place: PostgresPlace, *, outcome: Outcome) -
     if code and not code.startswith("08"):
         text = f"{place.safe} refused: {_text(error, place)} ({code})"
         return StorageError(text, retryable=code.startswith("XX"), outcome=outcome)
-    return _unreachable(error, place, outcome)
-
-
-def _unreachable(error: BaseException, place: PostgresPlace, outcome: Outcome) -> StorageError:
-    """Tell apart what libpq says only in words, where it does so before there is a server that has codes."""
     text = _text(error, place)
-    refusals = ("password authentication failed", "no password supplied", "no pg_hba.conf entry", "does not exist")
-    if any(words in text for words in (*refusals, "certificate", "SSL")):
+    if "certificate" in text or "SSL" in text:
         return StorageError(
             f"{place.safe} refused the connection: {text}",
             retryable=False,
             outcome=outcome,
-            hint="check user, password, database and sslmode of the URL, and pg_hba.conf",
+            hint="check sslmode and the certificates that the URL names",
         )
     return StorageError(f"{place.safe} can't be reached: {text}", outcome=outcome, hint="look whether it runs")
+
+
+def _code_in_words(error: BaseException) -> str:
+    """Return the code of what a server said before it took the connection: libpq passes on the words alone."""
+    text = str(error)
+    return next((code for words, code in _WORDS.items() if re.search(words, text)), "")
 
 
 def _text(error: BaseException, place: PostgresPlace) -> str:

@@ -135,7 +135,7 @@ class Fence:
                 message = f"version {base} of {self._actor!r} was lost and written anew, or settled, by another process"
             return VersionConflictError(base, head.version, message=message, actor=self._actor, key=self._key)
         epoch = known.epoch if known else 0
-        if head.epoch <= epoch and head.version < base:
+        if head.epoch <= epoch and (head.version < base or not head.mark):
             return StorageError(
                 f"the server lost writes of {self._actor!r}: it holds version {head.version}, "
                 f"and acknowledged version {base} before",

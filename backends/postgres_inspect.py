@@ -33,9 +33,8 @@ class PostgresInspector:
 
     def __init__(self, uri: str) -> None:
         self.place = parse_postgres_url(uri)
-        timeout = self.place.connect_timeout
         try:
-            self._connection = psycopg.connect(uri, autocommit=True, connect_timeout=timeout)
+            self._connection = psycopg.connect(uri, autocommit=True, **self.place.options)
             self._connection.read_only = True
         except psycopg.Error as error:
             raise translate(error, self.place, outcome="rolled_back") from error
@@ -142,11 +141,12 @@ class PostgresInspector:
         found, has_registry, taken = rows[0]
         table = StatesTable(found, bare)
         entries = self._rows(table.registered, {"name": bare}) if has_registry else []
-        check_entry(table, entries[0] if entries else None, taken[0], self.place)
+        check_entry(table, entries[0] if entries else None, taken, self.place)
         return table
 
     def _rows(self, sql: str, values: Any = None) -> list[Any]:
         try:
-            return self._connection.execute(sql.encode(), values).fetchall()
+            # As binary: text would depend on settings, as on how many digits of a time are told.
+            return self._connection.cursor(binary=True).execute(sql.encode(), values).fetchall()
         except psycopg.Error as error:
             raise translate(error, self.place, outcome="rolled_back") from error

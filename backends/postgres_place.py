@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import psycopg
@@ -39,6 +39,18 @@ class PostgresPlace:
     connect_timeout: int
     hosts: int
     database: tuple[str, ...] = field(repr=False)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How each connection is made, whatever the URL, the environment, the role or the database say.
+
+        What is sent is UTF-8, so that the server knows what a key is; it may keep it in another encoding.
+        """
+        return {
+            "client_encoding": "UTF8",
+            "connect_timeout": self.connect_timeout,
+            "fallback_application_name": "dgents",
+        }
 
     def scrub(self, text: str) -> str:
         """Return ``text`` without what must not be printed."""

@@ -88,7 +88,7 @@ async def read_requests(connection: Connection, table: StatesTable, key: str, pl
 def decode_history(rows: Sequence[tuple[Any, ...]], key: str, limit: int, place: str) -> list[Record]:
     """Return the versions in the rows of `StatesTable.history`."""
     records = [to_record(row[2:], place) for row in rows if row[2] is not None]
-    current, oldest = rows[0][:2] if rows else (0, 1)
+    current, oldest = rows[0][:2]
     expected = range(max(oldest, current - limit + 1), current + 1)
     check_versions([record.version for record in records], expected, key, place)
     return records
@@ -96,7 +96,7 @@ def decode_history(rows: Sequence[tuple[Any, ...]], key: str, limit: int, place:
 
 def decode_requests(rows: Sequence[tuple[Any, ...]], key: str, place: str) -> list[Request]:
     """Return the requests in the rows of `StatesTable.read_requests`."""
-    total = rows[0][0] if rows else 0
+    total = rows[0][0]
     found = [(number, bytes(id).decode(), *rest) for _, number, id, *rest in rows if number is not None]
     if [row[0] for row in found] != list(range(max(total - REQUESTS_KEPT, 0) + 1, total + 1)):
         raise corrupt(place, key, f"of its {total} requests, some that should be remembered are missing")
@@ -104,11 +104,13 @@ def decode_requests(rows: Sequence[tuple[Any, ...]], key: str, place: str) -> li
 
 
 def _found(key: str, row: tuple[Any, ...], place: str) -> Found | DgentError:
+    if row[-1]:
+        return corrupt(place, key, "it has versions or request ids, and no head that names them")
     if row[0] is None:
         return Found(ABSENT, None)
     head = Head(*row[:5])
     try:
-        record = to_record(row[5:], place) if row[5] is not None else None
+        record = to_record(row[5:-1], place) if row[5] is not None else None
     except DgentError as error:
         return error
     if head.version and record is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from psycopg import AsyncConnection
 from psycopg.errors import InsufficientPrivilege
 
 from dgents.backends.postgres_place import PostgresPlace, TableName
 from dgents.backends.postgres_tables import FORMAT, STATES, StatesTable
-from dgents.runtime.errors import StorageError
+from dgents.runtime.errors import StateCorruptionError, StorageError
 
 # The advisory lock under which tables are made ("dgents"): of two processes that begin at once, one waits.
 _LOCK = 0x6467656E7473
@@ -56,6 +58,7 @@ async def find_table(
 
     Raises:
         StorageError: something else has one of the names, or a newer release made them.
+        StateCorruptionError: some of the tables are there, and some are not.
     """
     names = list(StatesTable("", name.name, kind).objects)
     values = {"schema": name.schema, "name": name.name, "names": names}
@@ -73,19 +76,20 @@ async def find_table(
     entry = None
     if has_registry:
         entry = await (await connection.execute(table.registered, {"name": table.name})).fetchone()
-    check_entry(table, entry, taken[0], place)
+    check_entry(table, entry, taken, place)
     return table, True
 
 
-def check_entry(table: StatesTable, entry: tuple[str, int] | None, taken: str, place: PostgresPlace) -> None:
-    """Check what the registry says of tables that are there; None: nothing.
+def check_entry(table: StatesTable, entry: tuple[str, int] | None, taken: Sequence[str], place: PostgresPlace) -> None:
+    """Check what the registry says of the tables ``taken``, which are there; None: nothing.
 
     Raises:
         StorageError: they are not ours, or of a newer release.
+        StateCorruptionError: some of ours are not there.
     """
     if entry is None or entry[0] != table.kind:
         raise StorageError(
-            f"{place.safe} has a {taken!r} in schema {table.schema!r} that dgents did not make for {table.kind}",
+            f"{place.safe} has a {taken[0]!r} in schema {table.schema!r} that dgents did not make for {table.kind}",
             retryable=False,
             hint="it was not touched; name another table",
         )
@@ -94,4 +98,11 @@ def check_entry(table: StatesTable, entry: tuple[str, int] | None, taken: str, p
             f"table {table.name!r} of {place.safe} has format {entry[1]}, this release reads up to {FORMAT}",
             retryable=False,
             hint="it was not touched; use a newer dgents",
+        )
+    gone = [kept for kept in table.kept if kept not in taken]
+    if gone:
+        raise StateCorruptionError(
+            f"table {gone[0]!r} is gone from schema {table.schema!r} of {place.safe}, while {taken[0]!r} is there",
+            path=place.safe,
+            hint="nothing was made anew; restore it, or drop what is left beside it too",
         )

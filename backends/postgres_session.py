@@ -40,13 +40,17 @@ SELECT extract(epoch FROM set_config('statement_timeout', CASE current_setting('
     WHEN '0' THEN '5s' ELSE current_setting('lock_timeout') END, false),
   set_config('idle_in_transaction_session_timeout', CASE current_setting('idle_in_transaction_session_timeout')
     WHEN '0' THEN '30s' ELSE current_setting('idle_in_transaction_session_timeout') END, false),
-  set_config('jit', 'off', false), current_setting('fsync')"""
+  set_config('jit', 'off', false), current_setting('server_encoding'), current_setting('fsync')"""
 
 # Our own statements join a batch of keys with an index. Left alone, the planner reads whole tables instead, as long as
 # their statistics are those of an empty table, or the batch looks large beside them.
 PLANS: str = """
 SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),
   set_config('enable_mergejoin', 'off', false)"""
+
+# Our own statements compare marks and lock heads, which tells writers apart under any isolation, and have to see what
+# others committed while they waited. A stricter default refuses that, and so the making of a table by two at once.
+ISOLATION: str = "SELECT set_config('default_transaction_isolation', 'read committed', false)"
 
 # An acknowledged write is on the server's disk, whatever the role's defaults say; stricter ones are kept.
 DURABLE: str = """
@@ -125,12 +129,7 @@ class Session:
         try:
             # libpq's own limit does not cover the look-up of the name.
             async with asyncio.timeout(limit):
-                connection = await AsyncConnection.connect(
-                    place.uri,
-                    autocommit=True,
-                    connect_timeout=place.connect_timeout,
-                    fallback_application_name="dgents",
-                )
+                connection = await AsyncConnection.connect(place.uri, autocommit=True, **place.options)
                 try:
                     await self._configure(connection)
                 except BaseException:
@@ -138,6 +137,8 @@ class Session:
                     raise
         except TimeoutError:
             raise self._late(limit, "?connect_timeout=5", "rolled_back") from None
+        except StorageError:  # which is an OSError, too
+            raise
         except (psycopg.Error, OSError) as error:
             raise translate(error, place, outcome="rolled_back") from error
         return connection
@@ -155,7 +156,8 @@ class Session:
         connection = self._connection
         if connection is not None:
             with suppress(psycopg.Error):
-                connection.pgconn.consume_input()
+                connection.pgconn.consume_input()  # what the server said last,
+                connection.pgconn.consume_input()  # and that it has hung up
                 if not connection.closed:
                     return connection
             connection.pgconn.finish()
@@ -169,6 +171,12 @@ class Session:
         limits = await (await connection.execute(_LIMITS)).fetchone()
         assert limits is not None
         self._patience = limits[0] + _GRACE
+        if limits[-2] == "EUC_JP":  # in which two characters are one, and so two keys would be
+            raise StorageError(
+                f"{self._place.safe} is in the encoding EUC_JP, which does not tell all keys apart",
+                retryable=False,
+                hint="use a database with ENCODING 'UTF8'",
+            )
         if limits[-1] == "off" and self._on_unsafe is not None:
             self._on_unsafe()
 

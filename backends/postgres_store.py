@@ -22,7 +22,7 @@ from dgents.backends.postgres_fence import Found, Sent
 from dgents.backends.postgres_place import PostgresPlace, parse_table_name
 from dgents.backends.postgres_read import claim_states, look_at, read_history, read_requests, settle
 from dgents.backends.postgres_schema import find_table, open_table
-from dgents.backends.postgres_session import DURABLE, PLANS, Session
+from dgents.backends.postgres_session import DURABLE, ISOLATION, PLANS, Session
 from dgents.backends.postgres_tables import STATES, StatesTable, commit_statement
 from dgents.backends.postgres_watch import Subscriber
 from dgents.runtime.contract import Record, Request, Resources, Write
@@ -56,8 +56,8 @@ class PostgresStore:
         self.subscriber = Subscriber(place, resources)
         self._resources = resources
         self._loop = running_loop()
-        self._writer = Session(place, PLANS, DURABLE, on_unsafe=self._warn)
-        self._reader = Session(place, PLANS)
+        self._writer = Session(place, PLANS, ISOLATION, DURABLE, on_unsafe=self._warn)
+        self._reader = Session(place, PLANS, ISOLATION)
         self._asker = Session(place)
         self._tables: Tables = {}
         self._kinds: dict[str, str] = {}
@@ -189,9 +189,12 @@ class PostgresStore:
             if error.outcome == "unknown":
                 raise
             batch.roll_back()
-            if len(batch.todo) == 1 or not code_of(error.__cause__).startswith(_ONE_IS_BAD):
+            if code_of(error.__cause__).startswith(_ONE_IS_BAD) and len(batch.todo) > 1:
+                await self._commit_singly(batch, tables)
+            elif error.retryable:
                 raise
-            await self._commit_singly(batch, tables)
+            else:
+                batch.refuse_all(error)
             return
         lost = batch.take(statements, refused)
         if lost:
@@ -205,13 +208,8 @@ class PostgresStore:
     async def _commit_singly(self, batch: CommitBatch, tables: Tables) -> None:
         """Store what can be stored of a batch in which one write has something that the server won't take."""
         for i, single in batch.singles():
-            try:
-                await self._commit(single, tables)
-                batch.answers[i] = single.answers[0]
-            except StorageError as error:
-                if not code_of(error.__cause__).startswith(_ONE_IS_BAD):
-                    raise
-                batch.answers[i] = error
+            await self._commit(single, tables)
+            batch.answers[i] = single.answers[0]
 
     async def _execute(
         self, statements: list[Statement], tables: Tables, schemas: set[tuple[str, int]]
@@ -269,10 +267,22 @@ class PostgresStore:
                 if places[i].table == table:
                     chosen.setdefault(places[i].key, i)
             keys = sorted(chosen, key=str.encode)
-            found = await session.run(partial(work, table=tables[table], keys=keys, place=self.place.safe))
+            found = await self._ask_of(session, partial(work, table=tables[table], place=self.place.safe), keys)
             answers |= {chosen[key]: one for key, one in zip(keys, found, strict=True)}
             rest = [i for i in rest if i not in answers]
         return [answers[i] for i in range(len(places))]
+
+    async def _ask_of(self, session: Session, work: Any, keys: list[str]) -> Sequence[Found | DgentError]:
+        """Ask for states; a key that the database can't hold is refused alone."""
+        try:
+            found: Sequence[Found | DgentError] = await session.run(partial(work, keys=keys))
+            return found
+        except StorageError as error:
+            if not code_of(error.__cause__).startswith(_ONE_IS_BAD):
+                raise
+            if len(keys) == 1:
+                return [error]
+        return [one for key in keys for one in await self._ask_of(session, work, [key])]
 
     def _warn(self) -> None:
         message = f"{self.place.safe} has fsync=off: a crash of its machine loses acknowledged writes"

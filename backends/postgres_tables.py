@@ -44,26 +44,36 @@ class StatesTable:
         self.objects = tuple(f"{name}{suffix}" for suffix in ("", "_heads", "_requests", "_current"))
         if kind == EVENTS:
             self.objects = (*self.objects, f"{name}_snapshots")
+        self.kept = [each for each in self.objects if each != f"{name}_current"]  # what holds data
         columns = ", ".join(f"r.{column}" for column in COLUMNS)
         # A join finds one row of an index for each key; see `postgres_session.WRITER`.
-        self.look = f"""SELECT h.version, h.epoch, h.oldest, h.requests, h.mark, {columns}
+        left = f"""EXISTS (SELECT FROM {self.rows} AS o WHERE o.key = k.key)
+            OR EXISTS (SELECT FROM {self.requests} AS o WHERE o.key = k.key)"""
+        # A join finds one row of an index for each key; see `postgres_session.WRITER`. What is there without a head is
+        # what somebody left behind who deleted that, or restored only the rest.
+        self.look = f"""SELECT h.version, h.epoch, h.oldest, h.requests, h.mark, {columns},
+            CASE WHEN h.version > 0 THEN false ELSE {left} END
             FROM unnest(%(keys)b) WITH ORDINALITY AS k(key, n) LEFT JOIN {self.heads} AS h USING (key)
             LEFT JOIN {self.rows} AS r ON r.key = h.key AND r.version = h.version ORDER BY k.n"""
         # The newest epoch wins: who claimed before has a mark that is not there any more.
         self.claim = f"""INSERT INTO {self.heads} AS h (key, version, epoch, oldest, requests, mark)
-            SELECT key, 0, 1, 1, 0, mark FROM unnest(%(keys)b, %(marks)b) AS c(key, mark)
+            SELECT key, 0, 1, 1, 0, mark FROM unnest(%(keys)b, %(marks)b) AS k(key, mark)
+            WHERE EXISTS (SELECT FROM {self.heads} AS o WHERE o.key = k.key) OR NOT ({left})
             ON CONFLICT (key) DO UPDATE SET epoch = h.epoch + 1, mark = excluded.mark RETURNING key, epoch"""
         self.settle = f"""UPDATE {self.heads} SET mark = %(new)s WHERE key = %(key)s AND mark = %(mark)s"""
         self.settle_absent = f"""INSERT INTO {self.heads} (key, version, epoch, oldest, requests, mark)
-            VALUES (%(key)s, 0, 1, 1, 0, %(new)s) ON CONFLICT DO NOTHING"""
+            SELECT key, 0, 1, 1, 0, %(new)s FROM (SELECT %(key)s::text AS key) AS k WHERE NOT ({left})
+            ON CONFLICT DO NOTHING"""
         self.mark_of = f"SELECT mark FROM {self.rows} WHERE key = %(key)s AND version = %(version)s"
-        self.history = f"""SELECT h.version, h.oldest, {columns} FROM {self.heads} AS h
-            LEFT JOIN {self.rows} AS r ON r.key = h.key AND r.version > h.version - %(limit)s
-            WHERE h.key = %(key)s ORDER BY r.version"""
-        self.read_requests = f"""SELECT h.requests, q.number, q.id, q.version, q.checksum, q.result
-            FROM {self.heads} AS h LEFT JOIN {self.requests} AS q
-            ON q.key = h.key AND q.number > h.requests - {REQUESTS_KEPT} WHERE h.key = %(key)s ORDER BY q.number"""
-        self.keys = f"SELECT key FROM {self.rows} UNION SELECT key FROM {self.heads} ORDER BY key"
+        one = f"(SELECT %(key)s::text AS key) AS k LEFT JOIN {self.heads} AS h USING (key)"
+        self.history = f"""SELECT coalesce(h.version, 0), coalesce(h.oldest, 1), {columns} FROM {one}
+            LEFT JOIN {self.rows} AS r ON r.key = k.key AND r.version > coalesce(h.version, 0) - %(limit)s
+            ORDER BY r.version"""
+        self.read_requests = f"""SELECT coalesce(h.requests, 0), q.number, q.id, q.version, q.checksum, q.result
+            FROM {one} LEFT JOIN {self.requests} AS q
+            ON q.key = k.key AND q.number > coalesce(h.requests, 0) - {REQUESTS_KEPT} ORDER BY q.number"""
+        self.keys = " UNION ".join(f"SELECT key FROM {each}" for each in (self.rows, self.heads, self.requests))
+        self.keys += " ORDER BY key"
         self.summary = f"""SELECT key, version, r.epoch, r."timestamp", length(r.state),
             (SELECT count(*) FROM {self.rows} AS kept WHERE kept.key = h.key)
             FROM {self.heads} AS h JOIN {self.rows} AS r USING (key, version) ORDER BY key"""

@@ -44,7 +44,8 @@ class Subscriber:
         self._session = Session(place)
         self._listeners: dict[bytes, list[Listener]] = {}
         self._task: asyncio.Task[None] | None = None
-        self._listening = asyncio.Event()
+        self._settled = asyncio.Event()  # it listens, or `_failure` says why it can't
+        self._failure: DgentError | None = None
         self._pause = _FIRST_PAUSE
 
     async def add(self, state: bytes, listener: Listener) -> None:
@@ -61,8 +62,8 @@ class Subscriber:
     async def close(self) -> None:
         """Stop listening; called on the asyncio loop."""
         self._listeners.clear()
-        listening, self._listening = self._listening, asyncio.Event()
-        listening.set()  # whoever still waits is not to wait for what nobody wants
+        settled, self._settled, self._failure = self._settled, asyncio.Event(), None
+        settled.set()  # whoever still waits is not to wait for what nobody wants
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -71,7 +72,7 @@ class Subscriber:
 
     async def _add(self, state: bytes, listener: Listener) -> None:
         self._listeners.setdefault(state, []).append(listener)
-        if self._task is not None and self._listening.is_set():
+        if self._settled.is_set() and self._failure is None:
             self._loop.call_threadsafe(listener, None)
             return
         if self._task is None:
@@ -79,13 +80,16 @@ class Subscriber:
         limit = 2 * self._place.connect_timeout * self._place.hosts
         try:
             async with asyncio.timeout(limit):
-                await self._listening.wait()
+                await self._settled.wait()
+            failure = self._failure
         except TimeoutError:
-            await self._remove(state, listener)
-            raise StorageError(
+            failure = self._failure or StorageError(
                 f"{self._place.safe} can't be listened to: no connection within {limit} s",
                 hint="look whether it runs; LISTEN needs a direct connection, not a pooler of transactions",
-            ) from None
+            )
+        if failure is not None:
+            await self._remove(state, listener)
+            raise failure
 
     async def _remove(self, state: bytes, listener: Listener) -> None:
         listeners = self._listeners.get(state, [])
@@ -100,10 +104,10 @@ class Subscriber:
         while True:
             try:
                 await self._listen()
-            except (psycopg.Error, OSError) as error:
-                self._report(translate(error, self._place, outcome="rolled_back"))
             except DgentError as error:
-                self._report(error)
+                self._fail(error)
+            except (psycopg.Error, OSError) as error:
+                self._fail(translate(error, self._place, outcome="rolled_back"))
             await asyncio.sleep(self._pause)
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
@@ -112,7 +116,8 @@ class Subscriber:
         try:
             async with asyncio.timeout(_PING_AFTER):
                 await connection.execute(f"LISTEN {CHANNEL}")
-            self._listening.set()
+            self._failure = None
+            self._settled.set()
             self._pause = _FIRST_PAUSE
             for listeners in self._listeners.values():
                 self._tell(listeners, None)
@@ -123,14 +128,17 @@ class Subscriber:
                 async with asyncio.timeout(_PING_AFTER):
                     await connection.execute("SELECT 1")
         finally:
-            self._listening.clear()
+            self._settled.clear()
             await _finish(connection)
 
     def _tell(self, listeners: Any, mark: int | None) -> None:
         for listener in listeners:
             self._loop.call_threadsafe(listener, mark)
 
-    def _report(self, error: DgentError) -> None:
+    def _fail(self, error: DgentError) -> None:
+        self._failure = error
+        if not getattr(error, "retryable", False):
+            self._settled.set()  # it will not heal by itself: nobody is to wait for that
         message = f"not listening to changes by others: {error.message}; watchers read again"
         self._loop.call_threadsafe(partial(self._resources.emit, "warning", None, message=message))
 

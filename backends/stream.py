@@ -221,8 +221,6 @@ def _check_place(log: str, table: str) -> None:
         check_postgres(log, table)
     elif "://" in log or is_half_a_url(log):
         sqlite_path(log)
-    elif not log or "\0" in log:
-        raise ValueError("event_log names no directory: it is empty, or has a NUL in it")
 
 
 def _check_classes(events: Any) -> None:
@@ -237,4 +235,4 @@ def _check_classes(events: Any) -> None:
         raise TypeError(f"events is {events!r}; give a list of classes")
     for cls in events or ():
         if not isinstance(cls, type):
-            raise TypeError(f"events has {cls!r}, which is no class; an event is told from others by its class")
+            raise TypeError(f"events has {cls!r}, which is no class; give a list of classes, which tell events apart")

@@ -148,7 +148,7 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def check_path(name: str, value: Any) -> str:
-    """Return a path as text.
+    """Return a path as text. What it is instead is not repeated: it may be a URL with a password.
 
     Raises:
         TypeError: it is neither text nor a path.
@@ -158,11 +158,11 @@ def check_path(name: str, value: Any) -> str:
         raise TypeError(f"{name} is the class {value.__name__}; give a path")
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str):
-        raise TypeError(f"{name} is {path!r}; give a path, as text or a pathlib.Path")
+        raise TypeError(f"{name} is {type(path).__name__}; give a path, as text or a pathlib.Path")
     if not path or "\0" in path:
-        raise ValueError(f"{name} {path!r} names no file")
+        raise ValueError(f"{name} names no file: it is empty, or has a NUL in it")
     if not is_encodable(path):
-        raise ValueError(f"{name} {path!r} is no text that could be stored: a part of it can't be decoded")
+        raise ValueError(f"{name} is no text that could be stored: a part of it can't be decoded")
     return path
 
 

@@ -93,6 +93,8 @@ async def _settle_durable(cell: Cell, opened: Opened) -> Staged | None:
         if cell.is_shared:
             await _settle_shared(cell, staged)
         elif record is not None and record.epoch == staged.records[-1].epoch and record.version >= staged.last:
+            if cell.behind is not None:
+                cell.behind.acknowledge(staged)
             staged.open()
         elif remaining is None:
             remaining = staged

@@ -104,7 +104,7 @@ def forge(tamper: Callable[[list[StoredEvent]], list[StoredEvent]]) -> Attack:
 
 
 def forge_last(events: list[StoredEvent]) -> list[StoredEvent]:
-    payload = bytes(events[-1].payload).replace(b"name", b"mane")
+    payload = bytes(events[-1].payload).replace(b"name", b"eman")
     return [*events[:-1], msgspec.structs.replace(events[-1], payload=msgspec.Raw(payload))]
 
 

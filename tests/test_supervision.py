@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import dgents
@@ -192,7 +193,7 @@ async def test_a_spawn_whose_supervisor_is_given_up_meanwhile_is_refused_and_lea
         await door.reached()
         while "sibling" in rt.names():
             sibling._live().crash(dgents.StorageError("injected"))
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         door.open()
         with pytest.raises(dgents.ActorStoppedError, match="its supervisor was given up"):
             await spawn.result()

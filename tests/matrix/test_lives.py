@@ -13,7 +13,7 @@ from tests.matrix.compositions import LEAVES, Composition, names
 
 pytestmark = pytest.mark.anyio
 
-SHORT = 120  # operations of one composition under one loop
+SHORT = 50  # operations of one composition under one loop
 LONG = int(os.environ.get("DGENTS_OPERATIONS", "0")) or 12_000
 AT_A_TIME = 8  # scripts: while one waits, another runs
 EMBEDDED, ON_SERVERS = names("embedded"), names("server")
