@@ -200,5 +200,5 @@ async def test_a_field_whose_name_has_a_dot_can_be_filtered_by(agent: Any) -> No
     ],
 )
 def test_an_argument_that_can_not_be_right_is_refused_by_the_agent(options: dict[str, Any]) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"dimension is|path is|path '|metric is"):
+    with pytest.raises((TypeError, ValueError), match=r"dimension is|path is|path names|path '|metric is"):
         VectorAgent(**options)

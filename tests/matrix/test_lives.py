@@ -13,8 +13,7 @@ from tests.matrix.compositions import LEAVES, Composition, names
 
 pytestmark = pytest.mark.anyio
 
-SHORT = 50  # operations of one composition under one loop
-LONG = int(os.environ.get("DGENTS_OPERATIONS", "0")) or 12_000
+OPERATIONS = int(os.environ.get("DGENTS_OPERATIONS", "0")) or 12_000  # of one composition under one loop
 AT_A_TIME = 8  # scripts: while one waits, another runs
 EMBEDDED, ON_SERVERS = names("embedded"), names("server")
 
@@ -49,25 +48,13 @@ async def _live(leaf: str, wrapping: str, operations: int, folder: Path, url: st
     return lived
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(("leaf", "wrapping"), EMBEDDED, ids=_ids(EMBEDDED))
 async def test_no_promise_is_broken_on_an_embedded_store(leaf: str, wrapping: str, tmp_path: Path) -> None:
-    await _live(leaf, wrapping, SHORT, tmp_path)
+    assert (await _live(leaf, wrapping, OPERATIONS, tmp_path)).undecided == 0
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(("leaf", "wrapping"), ON_SERVERS, ids=_ids(ON_SERVERS))
 async def test_no_promise_is_broken_on_a_server(leaf: str, wrapping: str, tmp_path: Path, servers: Servers) -> None:
-    await _live(leaf, wrapping, SHORT, tmp_path, _url(leaf, servers))
-
-
-@pytest.mark.torture
-@pytest.mark.parametrize(("leaf", "wrapping"), EMBEDDED, ids=_ids(EMBEDDED))
-async def test_no_promise_is_broken_on_an_embedded_store_for_long(leaf: str, wrapping: str, tmp_path: Path) -> None:
-    assert (await _live(leaf, wrapping, LONG, tmp_path)).undecided == 0
-
-
-@pytest.mark.torture
-@pytest.mark.parametrize(("leaf", "wrapping"), ON_SERVERS, ids=_ids(ON_SERVERS))
-async def test_no_promise_is_broken_on_a_server_for_long(
-    leaf: str, wrapping: str, tmp_path: Path, servers: Servers
-) -> None:
-    assert (await _live(leaf, wrapping, LONG, tmp_path, _url(leaf, servers))).undecided == 0
+    assert (await _live(leaf, wrapping, OPERATIONS, tmp_path, _url(leaf, servers))).undecided == 0

@@ -71,7 +71,6 @@ class Explanation:
         self._undone = dict.fromkeys(range(len(self._records)))
         self._tried: set[tuple[frozenset[int], int, str]] = set()
         self._tries = 0
-        self.chain: dict[int, State] = {}
         self.open: list[Record] = []  # what did not happen, and need not have
         self.ok = self._search(before.version, before.state)
         if self.ok:
@@ -81,7 +80,6 @@ class Explanation:
     def _search(self, version: int, state: State) -> bool:
         reads = self._read_all(version, state)
         if version == self._after.version and self._is_end(state):
-            self.chain = dict(self._chain)
             self.open = [self._records[index] for index in self._undone]
             return True
         key = (frozenset(self._undone), version, repr(state))

@@ -61,8 +61,8 @@ class Play:
             recorder.known = found.version
             await stage.play(life.steps)
             found = await stage.look()
-            chain = self._judge(_without_losses(recorder.records, stage.losses), found)
-            _judge_watchers(stage, chain)
+            self._judge(_without_losses(recorder.records, stage.losses), found)
+            _judge_watchers(stage, found)
             self._judge_tells(stage)
             if not stage.is_durable:
                 self._found, self._placed = Found(), {}
@@ -88,7 +88,7 @@ class Play:
             raise _broken(error) from error
         await stage.close()
 
-    def _judge(self, records: list[Record], found: Found, lossy: frozenset[int] = frozenset()) -> dict[int, State]:
+    def _judge(self, records: list[Record], found: Found, lossy: frozenset[int] = frozenset()) -> None:
         self._compare_kept(found)
         records = [*(record for record in self._not_done if record.do == "remind"), *records]  # they may fall due yet
         try:
@@ -96,11 +96,10 @@ class Play:
         except Undecided:
             self.undecided += 1
             self._found = found
-            return dict(found.kept)
+            return
         if not explanation.ok:
             raise Violation("\n".join(["no order of the calls explains what was found", *self._report(records, found)]))
         self._found, self._not_done = found, explanation.open
-        return explanation.chain
 
     def _judge_tells(self, stage: Stage) -> None:
         """A message that nobody waits for is not dropped in silence."""
@@ -132,11 +131,11 @@ def _broken(error: BaseException) -> BaseException:
     return error
 
 
-def _judge_watchers(stage: Stage, chain: dict[int, State]) -> None:
-    for seen in stage.seen_by_watchers:
+def _judge_watchers(stage: Stage, found: Found) -> None:
+    for seen in stage.seen_by_watchers if not stage.losses else ():  # a version that was lost is used again
         for version, state in seen:
-            if version in chain and chain[version] != state:
-                raise Violation(f"a watcher saw {state!r} as version {version}, which is {chain[version]!r}")
+            if found.kept.get(version, state) != state:
+                raise Violation(f"a watcher saw {state!r} as version {version}, which is {found.kept[version]!r}")
         versions = [version for version, _ in seen]
         if versions != sorted(versions):
             raise Violation(f"a watcher saw versions out of order: {versions}")
