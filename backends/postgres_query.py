@@ -52,7 +52,11 @@ async def query_states(
             )
         if "schema" in names:
             schema = names.index("schema")
-            return [(row[state], int(row[schema])) for row in rows]
+            if not all(isinstance(row[schema], int) for row in rows):
+                raise UnsupportedOperationError(
+                    "the column schema of this query is not the stored one", hint="SELECT state, schema as they are"
+                )
+            return [(row[state], row[schema]) for row in rows]
         only = await _only_schema(connection, table)
         return [(row[state], only) for row in rows]
 
@@ -119,6 +123,8 @@ async def _execute(connection: AsyncConnection[Any], sql: str, parameters: Param
     cursor = connection.cursor(binary=True)  # which also keeps it to one statement
     try:
         return await cursor.execute(to_psycopg(sql, parameters), parameters or None)
+    except UnicodeEncodeError as error:
+        raise StateError(f"query failed: a parameter can't be sent ({error.reason})") from error
     except psycopg.Error as error:
         code = code_of(error)
         text = error.diag.message_primary or str(error)

@@ -18,12 +18,13 @@ from dgents.backends.redis_client import Client, Command, call_script
 from dgents.backends.redis_commit import CommitBatch, refused_value
 from dgents.backends.redis_connect import connect
 from dgents.backends.redis_durability import ASK, Durability, ServerFacts, confirmation, shortfall
-from dgents.backends.redis_errors import FAILURES, nonsense, translate
+from dgents.backends.redis_errors import FAILURES, code_of, nonsense, translate
 from dgents.backends.redis_keys import RedisKeys
 from dgents.backends.redis_record import blank, decode_all, decode_requests
 from dgents.backends.redis_scripts import CLAIM, COMMIT, HISTORY, LOOK, READ, REQUESTS, Script
 from dgents.backends.redis_url import RedisPlace
 from dgents.backends.redis_watch import Subscriber
+from dgents.runtime.arguments import is_encodable
 from dgents.runtime.contract import Record, Request, Resources, Write
 from dgents.runtime.errors import DgentError, StorageError, UnsupportedOperationError
 
@@ -48,6 +49,7 @@ _BLOCKING = {"BLMOVE", "BLMPOP", "BLPOP", "BRPOP", "BRPOPLPUSH", "BZMPOP", "BZPO
 }
 
 _WRITES_A_COMMIT = 128
+_BEFORE_A_SCRIPT = {"NOSCRIPT", "LOADING", "BUSY", "NOAUTH", "WRONGPASS", "MOVED", "MASTERDOWN", "CLUSTERDOWN"}
 
 
 class RedisStore:
@@ -155,16 +157,15 @@ class RedisStore:
         """
         if not args or not isinstance(args[0], str):
             raise TypeError("execute takes the name of a Redis command, then its arguments")
-        for arg in args:
-            if isinstance(arg, bool) or not isinstance(arg, bytes | str | int | float):
-                raise TypeError(f"an argument of execute is bytes, str, int or float, not {type(arg).__name__}")
+        packed = [_packed(arg) for arg in args[1:]]
         name = args[0].upper()
+        _packed(name)
         if name in _MODES:
             raise UnsupportedOperationError(
                 f"{name} would change the connection that all actors share",
                 hint="use a redis.asyncio client of your own for transactions and subscriptions",
             )
-        command = (name, *args[1:])
+        command = (name, *packed)
         if name in _BLOCKING:
             reply = (await self._execute_together([command]))[0]
             if isinstance(reply, Exception):
@@ -234,9 +235,24 @@ class RedisStore:
     def _refused_command(self, command: Command, reply: Exception) -> DgentError:
         if isinstance(reply, DgentError):
             return reply
-        # A script of the user's may have written something before it failed.
-        is_script = command[0].startswith(("EVAL", "FCALL"))
-        return translate(reply, self.client.place, outcome="unknown" if is_script else "rolled_back")
+        error = translate(reply, self.client.place, outcome="rolled_back")
+        if command[0].startswith(("EVAL", "FCALL")) and code_of(reply) not in _BEFORE_A_SCRIPT:
+            error.outcome = "unknown"  # a script of the user's may have written something before it failed
+        return error
+
+
+def _packed(arg: Any) -> bytes | str:
+    """Return an argument of a command as it goes out; what can't go out would take others with it.
+
+    Raises:
+        TypeError: it is of a type that has no one form.
+        ValueError: it has a lone surrogate, or more digits than Python writes.
+    """
+    if isinstance(arg, bool) or not isinstance(arg, bytes | str | int | float):
+        raise TypeError(f"an argument of execute is bytes, str, int or float, not {type(arg).__name__}")
+    if isinstance(arg, str) and not is_encodable(arg):
+        raise ValueError(f"execute: the argument {arg!r} has a lone surrogate, which can't be sent")
+    return arg if isinstance(arg, bytes | str) else repr(arg)
 
 
 async def _connect(place: RedisPlace) -> tuple[Client, ServerFacts]:

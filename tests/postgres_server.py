@@ -99,6 +99,13 @@ class PostgresServer:
         self._process.wait()
         self._process = None
 
+    def shut_down(self) -> None:
+        """Tell it to take no new connections, and to end with the last one; return when it has begun."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        while "received smart shutdown request" not in "".join(self._log):
+            time.sleep(0.01)
+
     def stop(self) -> None:
         """Shut it down: it tells its clients, and writes everything out."""
         assert self._process is not None

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
 
+import psycopg
 import pytest
 
 from dgents import DgentError, Runtime, Save, SQLAgent, StateCorruptionError, StorageError, StreamAgent
@@ -207,6 +208,28 @@ async def test_a_table_that_is_gone_beside_the_others_is_not_made_anew(
     assert main(["verify", url]) in (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("sql", "parameters"),
+    [
+        ("SELECT state FROM states WHERE key = ?", ("\ud800",)),
+        ("SELECT state FROM states WHERE key = ?", ("a\0",)),
+        ("SELECT state FROM states WHERE key = ?", (object(),)),
+        ("SELECT state, 'x' AS schema FROM states", ()),
+        ("SELECT set_config('client_encoding', 'LATIN1', false), nothing FROM states", ()),
+    ],
+)
+async def test_a_question_that_can_not_be_asked_is_a_typed_error_of_its_own(
+    url: str, sql: str, parameters: tuple[Any, ...]
+) -> None:
+    async with Runtime() as rt:
+        ref = await rt.spawn("é☃", SQLAgent(url))
+        await ref.save(1)
+        with pytest.raises(DgentError):
+            await ref.query(sql, parameters)
+        assert await ref.query("SELECT state FROM states WHERE key = ?", ("é☃",)) == [1]
+        assert (await ref.save(2), await ref.load()) == (2, 2)
+
+
 async def test_a_reminder_that_can_not_be_kept_is_refused_in_words(server: PostgresServer, url: str) -> None:
     server.execute("ALTER ROLE app LOGIN CONNECTION LIMIT -1 VALID UNTIL 'infinity'")
     async with Runtime() as rt:
@@ -217,3 +240,20 @@ async def test_a_reminder_that_can_not_be_kept_is_refused_in_words(server: Postg
         with pytest.raises(DgentError, match="may not make it") as refused:
             await ref.remind("r", Save(2), at=datetime.now(UTC) + timedelta(days=1))
         check(refused.value, retryable=False)
+
+
+@pytest.mark.parametrize("kind", ["shared", "exclusive", "stream"])
+async def test_a_server_that_is_full_or_shuts_down_may_be_tried_again(kind: str) -> None:
+    with postgres_server("max_connections=4", "superuser_reserved_connections=1") as server:
+        held = [psycopg.connect(server.url) for _ in range(4)]
+        async with Runtime() as rt:
+            with pytest.raises(StorageError, match="too many connections") as refused:
+                await rt.spawn("n", agents(server.url)[kind])
+            check(refused.value, retryable=True)
+            for connection in held[1:]:
+                connection.close()
+            server.shut_down()  # which waits for the last one
+            with pytest.raises(StorageError, match="starting or stopping") as refused:
+                await rt.spawn("n", agents(server.url)[kind])
+            check(refused.value, retryable=True)
+        held[0].close()

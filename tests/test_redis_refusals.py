@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import redis
+from anyio import create_task_group
 
 import dgents
 from dgents import DgentError, RedisAgent, Runtime, StorageError, StreamAgent
@@ -223,12 +224,26 @@ async def test_a_raw_command_whose_reply_is_lost_runs_once(server: RedisServer) 
             assert await ref.save(1) == 1
 
 
+@pytest.mark.parametrize(
+    "wrong", ["\ud800", 10**5000, True, None, object()], ids=["text", "digits", "bool", "none", "object"]
+)
+async def test_a_command_that_can_not_be_sent_is_refused_alone(server: RedisServer, wrong: Any) -> None:
+    async with opened(server.url) as (backend, _), create_task_group() as group:
+        for n in range(5):
+            group.start_soon(backend.execute, "INCRBY", "counter", n)
+        with pytest.raises((TypeError, ValueError)):
+            await backend.execute("SET", "mine", wrong)
+    with server.client() as client:
+        assert client.get("counter") == b"10"
+
+
 async def test_a_script_of_the_users_that_failed_half_way_is_in_doubt(server: RedisServer) -> None:
     with server.client() as client:
         client.acl_setuser("app", True, nopass=True, keys=["*"], channels=["*"], categories=["+@all"])
         client.acl_setuser("app", True, commands=["-del"])
         async with opened(server.url.replace("//", "//app:nothing@")) as (backend, _):
             script = "redis.call('SET', KEYS[1], 1) redis.call('DEL', KEYS[1])"
-            error = await refusal(backend.execute("EVAL", script, 1, "mine"))
-            assert error.outcome == "unknown"
+            for failing in (script, "redis.call('SET', KEYS[1], 1) return {err = 'OOM of its own'}"):
+                error = await refusal(backend.execute("EVAL", failing, 1, "mine"))
+                assert error.outcome == "unknown"
             assert client.get("mine") == b"1"
