@@ -22,10 +22,7 @@ _numbers = count(1)
 
 @dataclass
 class Play:
-    """One script on one state of its own.
-
-    Raises, from `run`: Violation.
-    """
+    """One script on one state of its own."""
 
     make: Make
     script: Script
@@ -35,7 +32,6 @@ class Play:
     _placed: dict[int, tuple[int, State]] = field(default_factory=dict)
     _not_done: list[Record] = field(default_factory=list)  # what may have happened, and has not
     _moment: int = 0
-    _known: int = 0
 
     async def run(self) -> None:
         """Play all lives, and look at what is left of each.
@@ -145,9 +141,9 @@ def _without_losses(records: list[Record], losses: list[int]) -> list[Record]:
     """Return the records; what events have named as lost may be there, and who saw it may have seen it."""
     if not losses:
         return records
-    left = []
+    left, at_risk = [], _not_flushed(records)
     for record in records:
-        if record.start not in _not_flushed(records) or (record.end or 0) > max(losses):
+        if record.start not in at_risk or (record.end or 0) > max(losses):
             left.append(record)
         elif record.fate == "must":
             left.append(replace(record, fate="may", saw=None))
