@@ -41,6 +41,8 @@ class Play:
         """
         self._name = f"{_HERE}{next(_numbers)}"
         for life in self.script.lives:
+            if self.undecided:  # what it has led to can't be judged either
+                return
             if life.ends == "kill":
                 await self._kill(life)
             else:

@@ -15,7 +15,7 @@ _KILLS = 0.04  # of the lives
 _MOST_STEPS = 30  # of a life
 _MOST_SUSPENSIONS = 6
 _LEAVES = 0.2  # of the callers
-_TOGETHER = 0.4  # of the steps
+_TOGETHER = (0.2, 0.4, 0.8)  # of the steps; one of these for each script
 _BURST = (2, 40)
 
 
@@ -45,7 +45,7 @@ _WRITES = {
 _READS = {"load": 3, "ask": 1, "snapshot": 2, "history": 1, "version": 1, "part": 1, "flush": 1}
 _EVENTS = {"append": 10, "again": 3, "burst": 2}
 _READS_OF_STREAMS = {"load": 3, "snapshot": 2, "history": 1, "flush": 1}
-_HAPPENINGS = {"pause": 2, "expire": 1, "watch": 1}
+_HAPPENINGS = {"pause": 2, "expire": 1, "watch": 1, "leave": 2}
 _FAULTS = {
     "commit fails": 3, "answer is lost": 3, "commit is slow": 2, "open fails": 2, "read fails": 1, "away": 3,
     "damage": 1, "heal": 2, "crash": 1, "sibling crashes": 4, "passivate": 2, "stop": 1,
@@ -60,7 +60,7 @@ class Generator:
         self._can = can
         writes, reads = (_EVENTS, _READS_OF_STREAMS) if can.is_stream else (_WRITES, _READS)
         chances = {**writes, **reads, **_HAPPENINGS, **(_FAULTS if can.is_durable and can.faults else {})}
-        self._names, self._weights = list(chances), list(chances.values())
+        self._chances = chances
 
     def script(self) -> Script:
         """Return a script."""
@@ -74,10 +74,24 @@ class Generator:
             max_pending=random.choice([1, 3, 1000]),
             ttl=random.choice([0.005, 0.03]),
         )
+        self._choose()
         self._number = 0
         self._asked: list[Step] = []  # with a request id
         lives = [self._life() for _ in range(random.choice([1, 2, 2, 3]) if self._can.is_durable else 1)]
         return Script(options, tuple(lives))
+
+    def _choose(self) -> None:
+        """Leave some kinds of steps out of a script, so that the others meet more often.
+
+        Swarm testing (Groce, Zhang, Eide, Chen and Regehr, 2012).
+        """
+        random, chances = self._random, self._chances
+        share = random.choice([0.4, 0.7, 1.0])
+        self._names = [name for name in chances if random.random() < share]
+        if not AFTER.keys() & self._names:  # nothing is written
+            self._names = list(chances)
+        self._weights = [chances[name] for name in self._names]
+        self._together = random.choice(_TOGETHER)
 
     def _life(self) -> Life:
         steps: list[Step] = []
@@ -92,12 +106,12 @@ class Generator:
     def _step(self) -> Step | None:
         random = self._random
         name = random.choices(self._names, self._weights)[0]
-        together = random.random() < _TOGETHER
+        together = random.random() < self._together
         if name == "again":
             return self._again(together)
         if name not in AFTER and name not in ("burst", "fails", "undone", *_READS):
             amounts = {"pause": 3, "watch": random.randrange(2)}
-            return Step(name, amount=amounts.get(name, random.choice([1, 1, 2, 5])))
+            return Step(name, together=together, amount=amounts.get(name, random.choice([1, 1, 2, 5])))
         self._number += 1
         step = Step(
             name,

@@ -76,8 +76,8 @@ class Script(msgspec.Struct, frozen=True):
 
     @property
     def calls(self) -> int:
-        """How many operations it has."""
-        return sum(max(step.amount, 1) if step.do == "burst" else 1 for life in self.lives for step in life.steps)
+        """How many operations it has; what happens to the actor meanwhile is none."""
+        return sum(step.amount if step.do == "burst" else 1 for life in self.lives for step in life.steps if step.n)
 
     def lines(self) -> Iterator[str]:
         """Yield it as a person reads it."""

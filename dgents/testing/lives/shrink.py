@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from time import monotonic
 
 from msgspec.structs import replace
 
 from dgents.testing.lives.script import Life, Script
 
 
-async def shrink(script: Script, fails: Callable[[Script], Awaitable[bool]], tries: int = 200) -> Script:
+async def shrink(
+    script: Script, fails: Callable[[Script], Awaitable[bool]], tries: int = 200, seconds: float = 60.0
+) -> Script:
     """Return a script that fails and can't be made shorter by a step, a life or a detail.
 
     Args:
         script: one that fails.
         fails: plays a script, and tells whether it fails too.
         tries: how often that is done at most.
+        seconds: how long that may take.
     """
-    shorter = True
+    shorter, until = True, monotonic() + seconds
     while shorter and tries > 0:
         shorter = False
         for candidate in _simpler(script):
@@ -25,8 +29,8 @@ async def shrink(script: Script, fails: Callable[[Script], Awaitable[bool]], tri
             if await fails(candidate):
                 script, shorter = candidate, True
                 break
-            if tries <= 0:
-                break
+            if tries <= 0 or monotonic() > until:
+                return script
     return script
 
 

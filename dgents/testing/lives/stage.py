@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 import dgents
 from dgents.runtime.errors import StorageError
 from dgents.runtime.phase import Phase
+from dgents.testing.lives.deadline import within
 from dgents.testing.lives.explain import Found
 from dgents.testing.lives.faults import Faults, FaultyRuntime
 from dgents.testing.lives.leaving import cancelled_at
@@ -23,6 +24,7 @@ from dgents.testing.lives.watcher import Watcher
 Make = Callable[[Options, Faults], Any]
 _SIBLING = "sibling"
 _ALL = 1 << 30
+_AWAY = 1.0  # seconds that a store fails for at most while a caller waits
 _QUICK = dgents.Backoff(0.0005, 0.004)
 
 
@@ -43,7 +45,7 @@ class Stage:
         self._deadline = deadline
         self._is_virtual = options.place == "virtual"
         self._name = f"virtual/{name}" if self._is_virtual else name
-        self._calls: dict[int, Step] = {}  # those that are not answered yet
+        self._calls: dict[int, tuple[Step, anyio.CancelScope]] = {}  # those that are not answered yet
         self._failed: Exception | None = None
         self._idle = anyio.Event()
         self._watching: list[Watcher] = []
@@ -124,7 +126,7 @@ class Stage:
     async def look(self) -> Found:
         """Return what is there, as a caller who asks for all of it sees it."""
         tries = 5
-        with _deadline(self._deadline, "a look at what is there"):
+        with within(self._deadline, "a look at what is there"):
             while True:
                 await self._revive()
                 try:
@@ -168,7 +170,7 @@ class Stage:
             while name not in self._rt.names():
                 had_faults = self._has_faults
                 try:
-                    with _deadline(self._deadline, f"spawn of {name!r}"):
+                    with within(self._deadline, f"spawn of {name!r}"):
                         await self._supervisor.spawn(name, agent())
                 except dgents.ActorStoppedError:  # its supervisor was given up meanwhile
                     await anyio.sleep(0.002)
@@ -216,19 +218,17 @@ class Stage:
         except KeyError:  # it could not be revived yet
             return
         record = self._recorder.begin(step.do, step.n, step.request)
-        self._calls[record.start] = step
-        Context().run(group.start_soon, self._call, ref, step, record)
+        scope = anyio.CancelScope()
+        self._calls[record.start] = step, scope
+        Context().run(group.start_soon, self._call, ref, step, record, scope)
 
-    async def _call(self, ref: Any, step: Step, record: Record) -> None:
+    async def _call(self, ref: Any, step: Step, record: Record, scope: anyio.CancelScope) -> None:
         try:
             pending = call(ref, step, self._recorder.known)
-            if not step.leaves:
-                self._recorder.answered(record, await pending)
-            else:
-                with anyio.CancelScope() as scope:
-                    self._recorder.answered(record, (await cancelled_at(pending, step.leaves, scope))[1])
-                if scope.cancelled_caught:
-                    self._recorder.left(record)
+            with scope:
+                self._recorder.answered(record, (await cancelled_at(pending, step.leaves, scope))[1])
+            if scope.cancelled_caught:
+                self._recorder.left(record)
         except Violation as violation:
             self._failed = violation
         except Exception as error:
@@ -242,15 +242,18 @@ class Stage:
                 self._idle.set()
 
     async def _answered(self) -> None:
-        """Return when no call waits any more."""
-        with anyio.move_on_after(self._deadline):
-            while self._calls:
-                self._idle = anyio.Event()
-                await self._idle.wait()
+        """Return when no call waits any more. A caller may wait while the store is away, so that comes back soon."""
+        for patience in (_AWAY, self._deadline):
+            with anyio.move_on_after(patience):
+                while self._calls:
+                    self._idle = anyio.Event()
+                    await self._idle.wait()
+            if self._calls:
+                self.faults.heal()
         if self._failed is not None:
             raise self._failed
         if self._calls:
-            waiting = ", ".join(str(step) for step in self._calls.values())
+            waiting = ", ".join(str(step) for step, _ in self._calls.values())
             raise Violation(f"not answered within {self._deadline} s: {waiting}")
 
     # What happens to it
@@ -260,6 +263,11 @@ class Stage:
 
     async def _do_expire(self, group: TaskGroup, step: Step) -> None:
         await anyio.sleep(self._options.ttl * 1.2)
+
+    async def _do_leave(self, group: TaskGroup, step: Step) -> None:
+        """One of the callers that wait leaves: the newest, or one before it."""
+        for _, scope in list(self._calls.values())[-step.amount :][:1]:
+            scope.cancel()
 
     async def _do_commit_fails(self, group: TaskGroup, step: Step) -> None:
         self.faults.add("before", step.amount)
@@ -305,7 +313,7 @@ class Stage:
 
     async def _do_stop(self, group: TaskGroup, step: Step) -> None:
         if self._name in self._rt.names():
-            with _deadline(self._deadline, "stop"):
+            with within(self._deadline, "stop"):
                 await self._rt.stop(self._name)
 
     # Watchers
@@ -331,22 +339,3 @@ class Stage:
                 raise Violation(f"a watcher met {type(watcher.error).__name__}: {watcher.error}") from watcher.error
             if not watcher.ended and found.state is not None and watcher.newest != found.version:
                 raise Violation(f"a watcher never saw version {found.version}; its last one is {watcher.newest}")
-
-
-class _deadline:
-    """Fail, as a broken promise, what takes too long."""
-
-    def __init__(self, seconds: float, what: str) -> None:
-        self._seconds = seconds
-        self._what = what
-        self._scope = anyio.CancelScope()
-
-    def __enter__(self) -> None:
-        self._scope = anyio.move_on_after(self._seconds)
-        self._scope.__enter__()
-
-    def __exit__(self, *exception: Any) -> bool | None:
-        caught = self._scope.__exit__(*exception)
-        if self._scope.cancelled_caught:
-            raise Violation(f"not done within {self._seconds} s: {self._what}")
-        return caught

@@ -11,7 +11,7 @@ from dgents.testing.lives.operations import normal
 
 
 class Watcher:
-    """Reads what a watch yields; an impatient one gives up each wait before long, and waits again."""
+    """Reads what a watch yields; an impatient one gives up each wait before long, and waits a little longer then."""
 
     def __init__(self, ref: Any, *, impatient: bool) -> None:
         self.seen: list[tuple[int, Any]] = []
@@ -31,10 +31,12 @@ class Watcher:
     async def run(self) -> None:
         try:
             while True:
-                with anyio.move_on_after(self._patience):
+                with anyio.move_on_after(self._patience) as scope:
                     snapshot = await anext(self._changes)
                     self.seen.append((snapshot.version, normal(snapshot.state)))
                     self._tell()
+                if scope.cancelled_caught:  # a read of a store may take longer than that, whenever it is begun
+                    self._patience *= 1.5
         except StopAsyncIteration:
             self.ended = True
         except dgents.DgentError:  # a watch may end with the reason for which its actor ended
