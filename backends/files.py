@@ -230,7 +230,7 @@ def check_only_name(found: os.stat_result, path: Path | str, *, actor: str | Non
     Raises:
         StorageError: it has hard links.
     """
-    if found.st_nlink > 1:
+    if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:  # of a directory they are something else
         raise StorageError(
             f"{path} has {found.st_nlink} names (hard links), under each of which somebody could own it",
             retryable=False,

@@ -7,7 +7,15 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from dgents.runtime.arguments import check_count, check_path, check_seconds
-from dgents.runtime.errors import DgentError, StateSerializationError, StateTooLargeError, StorageError
+from dgents.runtime.errors import (
+    DgentError,
+    StateCorruptionError,
+    StateSerializationError,
+    StateTooLargeError,
+    StorageError,
+)
+
+_FOR_GOOD = (StateCorruptionError, StateSerializationError, StateTooLargeError)
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,11 @@ class Flush:
 
 
 def may_help(error: DgentError) -> bool:
-    """Say whether to open the store again, and ask it, can help: not if it takes no such state, or no such owner."""
-    return getattr(error, "retryable", True) and not isinstance(error, (StateSerializationError, StateTooLargeError))
+    """Say whether to open the store again, and ask it, can help.
+
+    It can't if it takes no such state, or no such owner, or if what it keeps is damaged.
+    """
+    return getattr(error, "retryable", True) and not isinstance(error, _FOR_GOOD)
 
 
 def as_flush_error(failure: Exception) -> DgentError:

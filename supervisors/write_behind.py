@@ -284,7 +284,7 @@ class WriteBehind:
         try:
             opened = await self._backend.reopen()
         except DgentError as reason:
-            if not getattr(reason, "retryable", True):
+            if not may_help(reason):
                 self._lost(reason)
             return  # the next flush finds out whether it is still away
         if self.is_overtaken():
