@@ -153,10 +153,6 @@ class Cell(StoredTurns):
         self.runtime.resources.claim(self.backend, self.name)
         try:
             opened = await self.backend.open()
-        except BaseException:
-            self.runtime.resources.unclaim(self.backend)
-            raise
-        try:
             attach = getattr(self.backend, "attach", None)
             if attach is not None:
                 self.behind = attach(self)
@@ -166,7 +162,7 @@ class Cell(StoredTurns):
                 self.refuse()  # its runtime waited no longer, or its supervisor was given up
             self.phase = Phase.RUNNING
             await self.listen()
-        except BaseException:  # what it holds can't be used: let go of it, so that another may mend it
+        except BaseException:  # whatever it holds can't be used: let go of it, so that another may mend it
             await self.let_go()
             raise
 

@@ -176,6 +176,11 @@ async def test_a_journal_does_not_overwrite_what_another_owner_wrote_since(tmp_p
         with pytest.raises(dgents.StorageError, match="somebody else"):
             await rt.spawn("a", behind)
         assert await (await rt.spawn("a", store)).load() == "mine"
+    other = dgents.CachedAgent(
+        dgents.VolatileAgent(), dgents.SQLAgent(str(tmp_path / "a.db"), key="b"), policy="write-behind", flush=flush
+    )
+    async with dgents.Runtime() as rt:  # whom it was refused has let go of it
+        assert await (await rt.spawn("b", other)).save("b") == 1
 
 
 def behind(store: FakeStore, journal: Path | None = None) -> dgents.CachedAgent:

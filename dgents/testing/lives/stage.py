@@ -44,7 +44,9 @@ class Stage:
         self._recorder = recorder
         self._deadline = deadline
         self._is_virtual = options.place == "virtual"
-        self._name = f"virtual/{name}" if self._is_virtual else name
+        # A family of its own: another runtime on the same store would answer the reminders of one that it knows.
+        self._family = name
+        self._name = f"{name}/a" if self._is_virtual else name
         self._calls: dict[int, tuple[Step, anyio.CancelScope]] = {}  # those that are not answered yet
         self._failed: Exception | None = None
         self._idle = anyio.Event()
@@ -56,7 +58,7 @@ class Stage:
         self._rt = FaultyRuntime(self.faults, on_event=self._happened, shutdown_timeout=self._deadline)
         await self._rt.__aenter__()
         if self._options.place == "virtual":
-            self._rt.register("virtual", lambda key: self._make(self._options, self.faults))
+            self._rt.register(self._family, lambda key: self._make(self._options, self.faults))
         else:
             self._supervisor = await self._rt.supervisor(
                 "team", strategy=self._options.place, max_restarts=self._options.max_restarts, backoff=_QUICK
@@ -130,7 +132,9 @@ class Stage:
             while True:
                 await self._revive()
                 try:
-                    return await self._look()
+                    found = await self._look()
+                    if found is not None:
+                        return found
                 except dgents.ActorStoppedError:  # it is on its way out, and is revived then
                     await anyio.sleep(0.002)
                 except dgents.StorageError:  # a tell or a flush may still have met the last fault
@@ -138,12 +142,13 @@ class Stage:
                         raise
                     tries -= 1
 
-    async def _look(self) -> Found:
+    async def _look(self) -> Found | None:
         ref = self.ref
         await ref.load(**({} if self.is_stream else {"default": None}))  # a virtual one wakes
         cell = ref._live()
         if not self.is_durable:
             self._know(cell)
+        before = cell.version
         forms = await cell.call(cell.history, None, alone=True)
         kept = {form.version: form.decode(cell.codec) for form in forms}
         try:
@@ -151,6 +156,8 @@ class Stage:
             version, state = snapshot.version, snapshot.state
         except dgents.StateNotFoundError:
             version, state = cell.version, None
+        if version != before:  # a reminder fell due in the middle
+            return None
         return Found(version, normal(state), kept, self.window)
 
     def _know(self, cell: Any) -> None:
