@@ -111,7 +111,7 @@ class StateFile:
     def requests(self) -> list[Request]:
         """Return the remembered requests, oldest first."""
         with self._busy:
-            return list(self._place.requests) if self._place else []
+            return list(self._opened().requests)
 
     def begin(self, write: Write) -> Prepared | DgentError:
         """Take the state for one write, or say why that can't be stored."""
@@ -156,12 +156,15 @@ class StateFile:
             self._place = None
         self._busy.release()
 
-    def _checked(self, write: Write) -> Place:
-        place = self._place
-        if place is None:
+    def _opened(self) -> Place:
+        if self._place is None:
             raise StorageError(
                 f"{self.path} is not open", actor=self.name, hint="it failed or was closed; open it again"
             )
+        return self._place
+
+    def _checked(self, write: Write) -> Place:
+        place = self._opened()
         self._lock.check()
         for path, known in ((self.path, place.main_id), (place.log, place.log_id)):
             if (known is not None or path is self.path) and identify(path) != known:

@@ -77,7 +77,7 @@ async def _open_again(cell: Cell) -> Opened:
     if cell.behind is None:
         await cell.backend.close()
         return await cell.backend.open()
-    async with cell.behind.recovering():  # no flush is in the middle of a write under the old epoch
+    async with cell.behind.store_alone():  # no flush is in the middle of a write under the old epoch
         await cell.backend.close()
         opened = await cell.backend.open()
         if not cell.behind.is_overtaken():  # which has stopped the actor

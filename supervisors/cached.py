@@ -238,7 +238,9 @@ class WriteBehindBackend(CachingBackend):
             cell.loop.start(journal.trim)
 
     async def requests(self) -> list[Request]:
-        stored = await self.inner.requests()
+        assert self._behind is not None, "it is attached before any turn"
+        async with self._behind.store_alone():
+            stored = await self.inner.requests()
         return [*stored, *self._requests]
 
     async def close(self) -> None:

@@ -65,9 +65,9 @@ class WriteBehind:
         self._ending = False
         self._pause: Any = None  # between a flush that failed and the next attempt
         self._next: Appointment | None = None  # when the next flush begins
-        self._in_use = False  # the store: by a flush, or by a recovery that opens it again
-        self._recoveries = 0  # that use it, or wait until they may
-        self._let_go: Any = None  # who waits until it is not in use
+        self._in_use = False  # the store: by a flush, by a recovery that opens it again, or by a read
+        self._others = 0  # than flushes, which use it, or wait until they may
+        self._let_go: list[Any] = []  # who waits until it is not in use
         self._in_flight: Staged | None = None
         self._waiters: list[tuple[int, Any]] = []
         self._room: Any = None  # who waits until it is not full any more
@@ -160,13 +160,17 @@ class WriteBehind:
     async def _unused(self) -> None:
         """Return once no flush and no recovery uses the store."""
         while self._in_use:
-            self._let_go = self._cell.loop.waiter()
-            await self._let_go
+            waiter = self._cell.loop.waiter()
+            self._let_go.append(waiter)
+            await waiter
 
     @asynccontextmanager
-    async def recovering(self) -> AsyncIterator[None]:
-        """Keep flushes off the store while it is opened again; wait until none is in the middle of a write."""
-        self._recoveries += 1
+    async def store_alone(self) -> AsyncIterator[None]:
+        """Keep flushes off the store while it is read or opened again; wait until none is in the middle of a write.
+
+        Nor is it read while a flush that failed opens it again: a store that is half open knows of nothing.
+        """
+        self._others += 1
         try:
             await self._unused()
             self._in_use = True
@@ -175,7 +179,7 @@ class WriteBehind:
             finally:
                 self._in_use = False
         finally:
-            self._recoveries -= 1
+            self._others -= 1
             self._go_on()
 
     def _begin(self, *, last: bool = False) -> None:
@@ -183,7 +187,7 @@ class WriteBehind:
         if self._next is not None:
             self._next.cancel()
             self._next = None
-        if self._in_use or self._recoveries or self._is_over(last) or not self.count:
+        if self._in_use or self._others or self._is_over(last) or not self.count:
             return
         self._in_use = True
         staged = self._in_flight = Staged(self._cell)
@@ -225,10 +229,10 @@ class WriteBehind:
 
     def _go_on(self) -> None:
         """The store is not in use any more: what is at risk is next."""
-        if self._let_go is not None:
-            if not self._let_go.done():
-                self._let_go.set_result(None)
-            self._let_go = None
+        if self._let_go:
+            waiting, self._let_go = self._let_go, []
+            for waiter in waiting:
+                give(waiter, None)
         elif self.count and not self._in_use and not self._is_over() and self._next is None:
             in_a_hurry = self._waiters or self.acknowledged >= self._hurried
             delay = 0.0 if in_a_hurry else self._flush.max_delay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import dgents
 from dgents.runtime.errors import DgentError, StateCorruptionError, StateTooLargeError, StorageError
 from dgents.supervisors.tree import SiblingCrashed
+from dgents.testing.lives.faults import Faults, FaultyRuntime
 from tests.caches import behind
 from tests.calls import calls
 from tests.fake_store import FakeAgent, FakeStore, fails_after, fails_before
+from tests.held import Door, HeldAgent
 
 pytestmark = pytest.mark.anyio
 
@@ -278,6 +281,32 @@ async def test_request_ids_of_versions_that_the_store_lost_are_stored_again(anyi
         await ref.update(lambda n: n + 1)
         await ref.flush()
     assert [request.id for request in store.remembered["a"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("format", ["json", "msgpack"])
+async def test_a_request_id_is_known_while_the_store_is_opened_again(
+    anyio_backend: str, format: Any, tmp_path: Path
+) -> None:
+    faults, opening = Faults(), Door()
+    file = HeldAgent(dgents.PersistentAgent(tmp_path / "a", format=format), opening=opening)
+    async with FaultyRuntime(faults) as rt, calls() as run:
+        ref = await rt.spawn("a", behind(file, initial=0, ttl=3600))
+        assert await ref.update(lambda n: n + 1, request_id="one") == 1
+        await ref.flush()
+        ref._cell.expire()
+        assert await ref.load() == 1  # read again: what memory knew of request ids is forgotten
+        opening.shut()
+        faults.add("before", 1)
+        await ref.save(5)
+        flush = run(ref.flush)
+        await opening.reached()
+        again = run(partial(ref.update, lambda n: n + 1, request_id="one"))
+        await anyio.wait_all_tasks_blocked()
+        assert not again.done
+        opening.open()
+        assert await again.result() == 1
+        await flush.result()
+        assert await ref.load() == 5
 
 
 # Caches in caches
