@@ -99,3 +99,16 @@ def test_a_crash_takes_the_last_ones_only() -> None:
     assert explained(records, found(1, ONE), lossy)
     assert explained(records, NOTHING, lossy)
     assert not explained(records, found(1, {"by": 2, "items": [2], "f": {}}), lossy)
+
+
+def test_two_ways_to_one_state_differ_in_what_a_request_was_answered() -> None:
+    both = {"by": 2, "items": [1, 2], "f": {}}
+    records = [
+        wrote(1, 1, 2),
+        wrote(2, 3, None, "may", request=True),  # its caller left: it may be before the deletion, or after it
+        wrote(0, 5, 6, do="delete"),
+        wrote(9, 7, 8, do="save"),
+        wrote(3, 9, 10, do="save"),
+    ]
+    assert explained([*records, wrote(2, 11, 12, request=True, saw=("state", both))], found(5, SAVED))
+    assert not explained([*records, wrote(2, 11, 12, request=True, saw=("state", SAVED))], found(5, SAVED))

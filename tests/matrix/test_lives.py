@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dgents.testing.lives.kit import Lived, live
+from dgents.testing.lives.kit import BrokenPromise, Lived, live
 from tests.contract.conftest import Servers
 from tests.matrix.compositions import LEAVES, Composition, names
 
@@ -45,7 +45,11 @@ def _folders(folder: Path) -> list[str]:
 
 async def _live(leaf: str, wrapping: str, operations: int, folder: Path, url: str = "") -> Lived:
     compositions = [Composition(leaf, wrapping, each, url) for each in _folders(folder)]
-    lived = await live(compositions, compositions[0].can, operations, _seed(operations))
+    try:
+        lived = await live(compositions, compositions[0].can, operations, _seed(operations))
+    except BrokenPromise as broken:
+        print(f"{compositions[0].name}: {broken}")  # at once: the other compositions may take an hour
+        raise
     print(f"{compositions[0].name}: {lived}")
     return lived
 

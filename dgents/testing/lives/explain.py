@@ -69,7 +69,7 @@ class Explanation:
         self._placed = dict(placed)
         self._chain: dict[int, State] = dict(before.kept) | {before.version: before.state}
         self._undone = dict.fromkeys(range(len(self._records)))
-        self._tried: set[tuple[frozenset[int], int, str]] = set()
+        self._tried: set[tuple[frozenset[int], int, str, str]] = set()
         self._tries = 0
         self.open: list[Record] = []  # what did not happen, and need not have
         self.ok = self._search(before.version, before.state)
@@ -82,7 +82,7 @@ class Explanation:
         if version == self._after.version and self._is_end(state):
             self.open = [self._records[index] for index in self._undone]
             return True
-        key = (frozenset(self._undone), version, repr(state))
+        key = (frozenset(self._undone), version, repr(state), self._remembered())
         self._tries += 1
         if self._tries > _MOST_TRIES:
             raise Undecided
@@ -94,6 +94,13 @@ class Explanation:
         for index in reads:
             self._undone[index] = None
         return False
+
+    def _remembered(self) -> str:
+        """Return what those that are left may yet be shown of how it came to be as it is."""
+        left = [self._records[index] for index in self._undone]
+        placed = {record.n: self._placed[record.n] for record in left if record.request and record.n in self._placed}
+        looks_back = any(record.saw is not None and record.saw[0] in ("history", "old") for record in left)
+        return repr((placed, self._chain if looks_back else None))
 
     def _try(self, index: int, version: int, made: State, then: int) -> bool:
         record = self._records[index]
