@@ -22,7 +22,7 @@ from dgents.backends.file_upkeep import Place, drop_log, is_far_behind, keep_up
 from dgents.runtime.contract import Record, Write
 from dgents.runtime.errors import StorageError
 
-UNLOGGED_BYTES = 4096  # of versions that the first commit may leave to the main file alone
+UNLOGGED_BYTES = 4096  # of a single version that the first commit may leave to the main file alone
 
 
 class Prepared:
@@ -159,7 +159,8 @@ class Prepared:
     def _keep_earlier(self, whole: Sequence[Record]) -> list[bytes]:
         """Put the versions into the log; return those that the main file is to hold instead.
 
-        The first commit needs no log if its versions are few bytes: that saves an fsync, and to most states a file.
+        The first commit needs no log if its version is few bytes: that saves an fsync, and to most states a file. If
+        it has several, its log comes later whatever they are: a crash between two files would leave the last one only.
         """
         place, settings = self.place, self.place.settings
         bound, shape = settings.max_history, settings.shape
@@ -174,7 +175,7 @@ class Prepared:
             self._mark = LogMark(place.end + len(content), place.count + len(kept), whole[-1].version, True)
             return []
         entries = [*place.unlogged, *(encode_entry([record], [], shape) for record in kept)][-bound:]
-        if entries and self.main_first and sum(map(len, entries)) <= UNLOGGED_BYTES:
+        if entries and self.main_first and (len(entries) > 1 or len(entries[0]) <= UNLOGGED_BYTES):
             self._unlogged = entries
             return entries[:-1]
         self._make_log(b"".join(entries))

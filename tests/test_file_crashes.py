@@ -32,7 +32,7 @@ STORIES: dict[str, tuple[Settings, int]] = {
     "msgpack without history": (settings("msgpack", max_history=0), 0),
     "gzip": (settings("msgpack", "gzip"), 0),
 }
-SIZES = (1, 2, 1, 1, 3, 1, 4)
+SIZES = (3, 2, 1, 1, 3, 1, 4)
 STEPS = (
     "refreshed",
     "temp-written",

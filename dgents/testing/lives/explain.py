@@ -64,6 +64,7 @@ class Explanation:
     ) -> None:
         self._after = after
         self._window = after.window
+        self._items: list[int] = after.state["items"] if after.state is not None else []
         self._records = [record for record in records if record.writes or record.saw is not None]
         self._lossy = lossy
         self._placed = dict(placed)
@@ -88,7 +89,7 @@ class Explanation:
             raise Undecided
         if key not in self._tried:
             self._tried.add(key)
-            for index, made, then in sorted(self._candidates(version, state), key=self._distance):
+            for index, made, then in sorted(self._candidates(version, state), key=self._preference):
                 if self._try(index, version, made, then):
                     return True
         for index in reads:
@@ -188,20 +189,30 @@ class Explanation:
             if version + 1 > self._after.version:
                 continue
             known, expected = self._after.at(version + 1)
-            if known and made != expected:
+            if (known and made != expected) or not self._can_end(made, version + 1):
                 continue
             if record.saw is None or _shows(record.saw, version + 1, made):
                 yield index, made, version + 1
 
-    def _distance(self, candidate: tuple[int, State, int]) -> tuple[bool, bool]:
-        """Say which write to try first: one that leads to what was found, then one that must have happened.
-
-        Items are only ever added, but by what begins anew; so those of a state are, most often, the first of those
-        that were found. Without it a burst that nobody was answered about has as many orders as it has writes.
-        """
+    def _preference(self, candidate: tuple[int, State, int]) -> tuple[bool, bool, int]:
+        """Say which write to try first: one that leads to what was found, and one that must have happened."""
         index, made, _ = candidate
-        items, found = (made or {}).get("items", []), (self._after.state or {}).get("items", [])
-        return items != found[: len(items)], self._records[index].fate != "must"
+        common = self._common(made)
+        return common is None, self._records[index].fate != "must", -(common or 0)
+
+    def _common(self, state: State) -> int | None:
+        """Return how many of the items that were found a state has already; None if it has others as well.
+
+        Without it a burst that nobody was answered about has as many orders as it has writes.
+        """
+        items = state["items"] if state is not None else []
+        return len(items) if items == self._items[: len(items)] else None
+
+    def _can_end(self, state: State, version: int) -> bool:
+        """Say whether versions enough are left: each adds one item at most, and what has others begins anew."""
+        common = self._common(state)
+        missing = len(self._items) + 1 if common is None else len(self._items) - common
+        return missing <= self._after.version - version
 
     def _is_end(self, state: State) -> bool:
         return state == self._after.state and all(

@@ -102,7 +102,7 @@ class Play:
     def _judge_tells(self, stage: Stage) -> None:
         """A message that nobody waits for is not dropped in silence."""
         dropped = [record for record in self._not_done if record.do == "tell" and record.why != "left"]
-        told = sum(event.kind == "dead_letter" for event in stage.events)
+        told = sum(event.kind == "dead_letter" or event.details.get("lost", 0) for event in stage.events)
         if self._found.window >= self._found.version and len(dropped) > told:
             raise Violation(f"no event tells what became of {', '.join(map(str, dropped))}")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any
+from time import monotonic
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -15,6 +16,17 @@ from dgents.runtime.commit import Committer
 from dgents.runtime.contract import Opened, Record, Request, Write
 from dgents.runtime.errors import DgentError, StorageError
 
+Kind = Literal[
+    "before",  # a commit fails before it happens,
+    "after",  # or after it happened,
+    "slow",  # or is late
+    "open",  # an opening fails
+    "read",  # a read fails
+    "away",  # a request of any kind fails
+    "damaged",  # a version that is read is no state
+]
+
+_LASTS = 1.0  # seconds
 _SLOW = 0.002  # seconds
 _MOST = 5  # commits in a row to which something happens: who tries again waits longer each time
 _NO_STATE = b"\xc1"  # the one byte that MessagePack never uses
@@ -23,11 +35,8 @@ _NO_STATE = b"\xc1"  # the one byte that MessagePack never uses
 class Faults:
     """What the next requests to the stores of one actor will meet.
 
-    Attributes:
-        commits: of each of the next commits: ``before`` it happens, ``after`` it happened, ``slow``.
-        opens, reads: how many of the next ones fail.
-        away: how many of the next requests of any kind fail.
-        damaged: how many of the next versions that are read are no state.
+    A fault is of one ``Kind``, and happens to the next so many requests; all are over a second after the last was
+    added, for who asks a store that is away may wait until it is back.
     """
 
     def __init__(self) -> None:
@@ -35,45 +44,51 @@ class Faults:
 
     def heal(self) -> None:
         """From now on all goes well."""
-        self.commits: deque[str] = deque()
-        self.opens = self.reads = self.away = self.damaged = 0
+        self._commits: deque[Kind] = deque()
+        self._others: Counter[Kind] = Counter()
+        self._until = 0.0
 
-    def add(self, fault: str, times: int) -> None:
-        """Let something happen to the next commits, after what is to happen to them already."""
-        self.commits.extend([fault] * min(times, _MOST - len(self.commits)))
+    def add(self, kind: Kind, times: int) -> None:
+        """Let something happen to the next requests; to commits, after what is to happen to them already."""
+        self._until = monotonic() + _LASTS
+        if kind in ("before", "after", "slow"):
+            self._commits.extend([kind] * min(times, _MOST - len(self._commits)))
+        else:
+            self._others[kind] = times
 
-    def of_commit(self) -> str | None:
+    def __bool__(self) -> bool:
+        """Whether something may happen yet."""
+        if monotonic() > self._until:
+            self.heal()
+        return bool(self._commits or self._others)
+
+    def of_commit(self) -> Kind | None:
         """Return what is to happen to the next commit."""
-        if self.away:
-            self.away -= 1
+        if self._takes("away"):
             return "before"
-        return self.commits.popleft() if self.commits else None
+        return self._commits.popleft() if self and self._commits else None
 
     def of_open(self) -> None:
         """Raise if the next opening is to fail."""
-        if self.opens:
-            self.opens -= 1
-        elif self.away:
-            self.away -= 1
-        else:
-            return
-        raise StorageError("injected: can't be opened", outcome="not_started")
+        if self._takes("open") or self._takes("away"):
+            raise StorageError("injected: can't be opened", outcome="not_started")
 
     def of_read(self) -> None:
         """Raise if the next read is to fail."""
-        if self.reads:
-            self.reads -= 1
-        elif self.away:
-            self.away -= 1
-        else:
-            return
-        raise StorageError("injected: can't be read", outcome="not_started")
+        if self._takes("read") or self._takes("away"):
+            raise StorageError("injected: can't be read", outcome="not_started")
+
+    def _takes(self, kind: Kind) -> bool:
+        if not self or not self._others[kind]:
+            return False
+        self._others[kind] -= 1
+        self._others += Counter()  # drops what is used up
+        return True
 
     def seen(self, record: Record | None) -> Record | None:
         """Return a stored version as it is read."""
-        if not self.damaged or record is None or record.data is None:
+        if record is None or record.data is None or not self._takes("damaged"):
             return record
-        self.damaged -= 1
         return replace(record, data=_NO_STATE)
 
 

@@ -24,7 +24,6 @@ from dgents.testing.lives.watcher import Watcher
 Make = Callable[[Options, Faults], Any]
 _SIBLING = "sibling"
 _ALL = 1 << 30
-_AWAY = 1.0  # seconds that a store fails for at most while a caller waits
 _QUICK = dgents.Backoff(0.0005, 0.004)
 
 
@@ -175,7 +174,7 @@ class Stage:
             return
         for name, agent in ((_SIBLING, lambda: dgents.VolatileAgent(0)), (self._name, self._agent)):
             while name not in self._rt.names():
-                had_faults = self._has_faults
+                had_faults = bool(self.faults)
                 try:
                     with within(self._deadline, f"spawn of {name!r}"):
                         await self._supervisor.spawn(name, agent())
@@ -184,13 +183,8 @@ class Stage:
                 except dgents.DgentError:
                     if not had_faults:
                         raise
-                    if self._has_faults:
+                    if self.faults:
                         break
-
-    @property
-    def _has_faults(self) -> bool:
-        faults = self.faults
-        return bool(faults.commits or faults.opens or faults.reads or faults.away or faults.damaged)
 
     def _agent(self) -> Any:
         return self._make(self._options, self.faults)
@@ -249,14 +243,11 @@ class Stage:
                 self._idle.set()
 
     async def _answered(self) -> None:
-        """Return when no call waits any more. A caller may wait while the store is away, so that comes back soon."""
-        for patience in (_AWAY, self._deadline):
-            with anyio.move_on_after(patience):
-                while self._calls:
-                    self._idle = anyio.Event()
-                    await self._idle.wait()
-            if self._calls:
-                self.faults.heal()
+        """Return when no call waits any more."""
+        with anyio.move_on_after(self._deadline):
+            while self._calls:
+                self._idle = anyio.Event()
+                await self._idle.wait()
         if self._failed is not None:
             raise self._failed
         if self._calls:
@@ -286,16 +277,16 @@ class Stage:
         self.faults.add("slow", step.amount)
 
     async def _do_open_fails(self, group: TaskGroup, step: Step) -> None:
-        self.faults.opens = step.amount
+        self.faults.add("open", step.amount)
 
     async def _do_read_fails(self, group: TaskGroup, step: Step) -> None:
-        self.faults.reads = step.amount
+        self.faults.add("read", step.amount)
 
     async def _do_away(self, group: TaskGroup, step: Step) -> None:
-        self.faults.away = step.amount
+        self.faults.add("away", step.amount)
 
     async def _do_damage(self, group: TaskGroup, step: Step) -> None:
-        self.faults.damaged = 2 * step.amount
+        self.faults.add("damaged", 2 * step.amount)
 
     async def _do_heal(self, group: TaskGroup, step: Step) -> None:
         self.faults.heal()
