@@ -151,19 +151,23 @@ class Cell(StoredTurns):
         size_limit = getattr(self.agent, "size_limit", None)
         self.limit = size_limit(self.depth) if size_limit is not None else None
         self.runtime.resources.claim(self.backend, self.name)
+        behind = None
         try:
             opened = await self.backend.open()
             attach = getattr(self.backend, "attach", None)
             if attach is not None:
-                self.behind = attach(self)
+                behind = self.behind = attach(self)
                 self.observed = True
             self.adopt(opened)
             if self.phase is Phase.STOPPED or (is_spawned and self.stopping is not None):
                 self.refuse()  # its runtime waited no longer, or its supervisor was given up
             self.phase = Phase.RUNNING
             await self.listen()
-        except BaseException:  # whatever it holds can't be used: let go of it, so that another may mend it
-            await self.let_go()
+        except BaseException as error:  # whatever it holds can't be used: let go of it, so that another may mend it
+            with anyio.CancelScope(shield=True):
+                if behind is not None:  # what a journal had is being flushed already
+                    await behind.end(error)
+                await self.let_go()
             raise
 
     def adopt(self, opened: Opened) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,34 @@ async def test_at_the_bound_a_shutdown_that_can_not_wait_answers_everybody(anyio
             with contextlib.suppress(DgentError):
                 await writer.result()
         store.let_go()
+
+
+async def test_who_is_spawned_while_its_supervisor_is_given_up_flushes_nothing_later(
+    anyio_backend: str, tmp_path: Path
+) -> None:
+    opening, old, new = Door(), tmp_path / "old", tmp_path / "new"
+
+    def agent(folder: Path, **options: Any) -> Any:
+        file = dgents.PersistentAgent(folder / "a")
+        return behind(HeldAgent(file, opening=opening), journal=folder / "j", **options)
+
+    async with dgents.Runtime() as rt, calls() as run:
+        await (await rt.spawn("a", agent(old))).save(1)
+        shutil.copytree(old, new)  # as a kill leaves it: only the journal has the state
+        await rt.stop("a")
+        team = await rt.supervisor("team", strategy="one_for_all", max_restarts=0)
+        sibling = await team.spawn("sibling", dgents.VolatileAgent(0))
+        opening.shut()
+        spawn = run(team.spawn, "a", agent(new, max_delay=0))
+        await opening.reached()
+        while "sibling" in rt.names():
+            sibling._live().crash(StorageError("injected"))
+            await anyio.sleep(0.01)
+        opening.open()
+        with pytest.raises(dgents.ActorStoppedError):
+            await spawn.result()
+        await anyio.sleep(0.2)  # longer than a flush that failed waits before it opens the store again
+        assert await (await rt.spawn("a", agent(new))).load() == 1
 
 
 # A store that has become damaged

@@ -123,12 +123,14 @@ class Explanation:
         self._undone[index] = None
         return False
 
-    def _horizon(self) -> float:
-        """Return the moment by which the first of those that must have happened was answered."""
+    def _horizon(self, *, after_crash: bool = False) -> float:
+        """Return the moment by which the first of those that must have happened, or outlive a crash, was answered."""
         ends = (
             record.end
             for record in (self._records[index] for index in self._undone)
-            if record.end is not None and record.fate in ("must", "seen")
+            if record.end is not None
+            and record.fate in ("must", "seen")
+            and not (after_crash and record.start in self._lossy)
         )
         return min(ends, default=_FOREVER)
 
@@ -172,9 +174,11 @@ class Explanation:
 
     def _candidates(self, version: int, state: State) -> Iterator[tuple[int, State, int]]:
         """Yield the writes that may come next, and the state and version that each makes."""
-        horizon = self._horizon()
-        for index in [index for index in self._undone if self._records[index].start <= horizon]:
+        horizons = {False: self._horizon(), True: self._horizon(after_crash=True)}  # a reminder rings afterwards, too
+        for index in list(self._undone):
             record = self._records[index]
+            if record.start > horizons[record.do == "remind"]:
+                continue
             if not record.writes or (record.request and record.n in self._placed):
                 continue
             try:

@@ -156,5 +156,5 @@ def _without_losses(records: list[Record], losses: list[int]) -> list[Record]:
 
 def _not_flushed(records: list[Record]) -> frozenset[int]:
     """Return the starts of those that no flush has seen end."""
-    flushed = max((record.start for record in records if record.do == "flush" and record.end is not None), default=0)
+    flushed = max((record.start for record in records if record.do == "flush" and record.fate == "seen"), default=0)
     return frozenset(record.start for record in records if record.end is None or record.end > flushed)
