@@ -141,11 +141,10 @@ def _judge_watchers(stage: Stage, found: Found) -> None:
 
 def _without_losses(records: list[Record], losses: list[int]) -> list[Record]:
     """Return the records; what events have named as lost may be there, and who saw it may have seen it."""
-    if not losses:
-        return records
-    left, at_risk = [], _not_flushed(records)
+    at_risk = frozenset[int]().union(*(_not_flushed(records, loss) for loss in losses))
+    left = []
     for record in records:
-        if record.start not in at_risk or (record.end or 0) > max(losses):
+        if record.start not in at_risk:
             left.append(record)
         elif record.fate == "must":
             left.append(replace(record, fate="may", saw=None))
@@ -154,7 +153,10 @@ def _without_losses(records: list[Record], losses: list[int]) -> list[Record]:
     return left
 
 
-def _not_flushed(records: list[Record]) -> frozenset[int]:
-    """Return the starts of those that no flush has seen end."""
-    flushed = max((record.start for record in records if record.do == "flush" and record.fate == "seen"), default=0)
-    return frozenset(record.start for record in records if record.end is None or record.end > flushed)
+def _not_flushed(records: list[Record], loss: float = float("inf")) -> frozenset[int]:
+    """Return the starts of those that had begun at a moment, and that no flush had seen end by then."""
+    flushes = [record for record in records if record.do == "flush" and record.fate == "seen"]
+    flushed = max((flush.start for flush in flushes if flush.end is not None and flush.end <= loss), default=0)
+    return frozenset(
+        record.start for record in records if record.start <= loss and (record.end is None or record.end > flushed)
+    )

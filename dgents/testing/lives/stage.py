@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 import dgents
 from dgents.runtime.errors import StorageError
 from dgents.runtime.phase import Phase
-from dgents.testing.lives.deadline import within
+from dgents.testing.lives.deadline import situation, within
 from dgents.testing.lives.explain import Found
 from dgents.testing.lives.faults import Faults, FaultyRuntime
 from dgents.testing.lives.leaving import cancelled_at
@@ -127,7 +127,7 @@ class Stage:
     async def look(self) -> Found:
         """Return what is there, as a caller who asks for all of it sees it."""
         tries = 5
-        with within(self._deadline, "a look at what is there"):
+        with within(self._deadline, "a look at what is there", self._situation):
             while True:
                 await self._revive()
                 try:
@@ -136,10 +136,13 @@ class Stage:
                         return found
                 except dgents.ActorStoppedError:  # it is on its way out, and is revived then
                     await anyio.sleep(0.002)
-                except dgents.StorageError:  # a tell or a flush may still have met the last fault
+                except (dgents.StorageError, dgents.StateCorruptionError) as error:
+                    # A tell or a flush may still have met the last fault, and what was read as damaged is in memory.
                     if tries <= 0:
                         raise
                     tries -= 1
+                    if isinstance(error, dgents.StateCorruptionError):
+                        self._crash(self._name)
 
     async def _look(self) -> Found | None:
         ref = self.ref
@@ -252,7 +255,10 @@ class Stage:
             raise self._failed
         if self._calls:
             waiting = ", ".join(str(step) for step, _ in self._calls.values())
-            raise Violation(f"not answered within {self._deadline} s: {waiting}")
+            raise Violation(f"not answered within {self._deadline} s: {waiting}; {self._situation()}")
+
+    def _situation(self) -> str:
+        return situation(self._rt._cells.get(self._name), self.events)
 
     # What happens to it
 
