@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -41,4 +42,6 @@ def situation(cell: Cell | None, events: Sequence[Event]) -> str:
     doing = "in a turn" if cell.turn is not None else "at work" if cell.draining else "idle"
     waits = f"{len(cell.mailbox)} messages wait, {len(cell.in_doubt)} commits are in doubt"
     behind = f", {cell.behind.count} writes are at risk" if cell.behind is not None else ""
-    return f"it is {cell.phase.value} and {doing}; {waits}{behind}; its last event was {events[-1]}"
+    last = events[-1]
+    ago = (datetime.now(UTC) - last.at).total_seconds()
+    return f"it is {cell.phase.value} and {doing}; {waits}{behind}; {last.kind} {last.details} was {ago:.1f} s ago"
