@@ -15,8 +15,9 @@ from typing import Any
 from dgents.testing.lives.operations import AFTER, NotThere, State, normal
 from dgents.testing.lives.record import Record
 
-_MOST_TRIES = 200_000
+_MOST_TRIES = 20_000  # a second, in which nothing else happens
 _FOREVER = float("inf")
+_SOME = 0  # a version, but nobody can say which
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Explanation:
     ) -> None:
         self._after = after
         self._window = after.window
-        self._items: list[int] = after.state["items"] if after.state is not None else []
+        self._oldest = max(after.version - after.window + 1, 1)  # from here on it is known what each version was
+        self._items = _items(after.at(self._oldest)[1])
         self._records = [record for record in records if record.writes or record.saw is not None]
         self._lossy = lossy
         self._placed = dict(placed)
@@ -75,8 +77,15 @@ class Explanation:
         self.open: list[Record] = []  # what did not happen, and need not have
         self.ok = self._search(before.version, before.state)
         if self.ok:
-            placed.clear()
-            placed.update(self._placed)
+            placed.update(self._what_is_certain(placed))
+
+    def _what_is_certain(self, before: Mapping[int, tuple[int, State]]) -> dict[int, tuple[int, State]]:
+        """Return what versions writes have made; ``_SOME`` where nothing is left of it, and nobody was told."""
+        told = {record.n for record in self._records if record.saw is not None}
+        return {
+            n: made if n in before or n in told or self._after.at(made[0])[0] else (_SOME, None)
+            for n, made in self._placed.items()
+        }
 
     def _search(self, version: int, state: State) -> bool:
         reads = self._read_all(version, state)
@@ -156,7 +165,8 @@ class Explanation:
 
     def _fits(self, record: Record, version: int, state: State) -> bool:
         if record.fate != "seen":  # sent again under its request id: the first answer is given again
-            return record.saw is None or _shows(record.saw, *self._placed[record.n])
+            placed = self._placed[record.n]
+            return record.saw is None or placed[0] == _SOME or _shows(record.saw, *placed)
         assert record.saw is not None
         kind, value = record.saw
         if kind == "absent":
@@ -193,36 +203,42 @@ class Explanation:
             if version + 1 > self._after.version:
                 continue
             known, expected = self._after.at(version + 1)
-            if (known and made != expected) or not self._can_end(made, version + 1):
+            if (known and made != expected) or not self._can_lead(made, version + 1):
                 continue
             if record.saw is None or _shows(record.saw, version + 1, made):
                 yield index, made, version + 1
 
     def _preference(self, candidate: tuple[int, State, int]) -> tuple[bool, bool, int]:
         """Say which write to try first: one that leads to what was found, and one that must have happened."""
-        index, made, _ = candidate
-        common = self._common(made)
+        index, made, version = candidate
+        common = self._common(made, version)
         return common is None, self._records[index].fate != "must", -(common or 0)
 
-    def _common(self, state: State) -> int | None:
-        """Return how many of the items that were found a state has already; None if it has others as well.
+    def _common(self, state: State, version: int) -> int | None:
+        """Return how many items of the oldest known version a state before it has; None if it has others as well.
 
         Without it a burst that nobody was answered about has as many orders as it has writes.
         """
-        items = state["items"] if state is not None else []
+        items = _items(state) if version < self._oldest else []
         return len(items) if items == self._items[: len(items)] else None
 
-    def _can_end(self, state: State, version: int) -> bool:
+    def _can_lead(self, state: State, version: int) -> bool:
         """Say whether versions enough are left: each adds one item at most, and what has others begins anew."""
-        common = self._common(state)
+        if version >= self._oldest:
+            return True
+        common = self._common(state, version)
         missing = len(self._items) + 1 if common is None else len(self._items) - common
-        return missing <= self._after.version - version
+        return missing <= self._oldest - version
 
     def _is_end(self, state: State) -> bool:
         return state == self._after.state and all(
             record.fate == "may" or record.start in self._lossy
             for record in (self._records[index] for index in self._undone)
         )
+
+
+def _items(state: State) -> list[int]:
+    return list(state["items"]) if state is not None else []
 
 
 def _shows(saw: tuple[str, Any], version: int, state: State) -> bool:
