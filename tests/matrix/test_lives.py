@@ -14,7 +14,7 @@ from tests.matrix.compositions import LEAVES, Composition, names
 pytestmark = pytest.mark.anyio
 
 LONG = int(os.environ.get("DGENTS_OPERATIONS", "0")) or 9_200  # of one composition under one loop: a million of all
-SHORT = 200
+SHORT = 120
 AT_A_TIME = 24  # scripts: while one waits, another runs
 EMBEDDED, ON_SERVERS = names("embedded"), names("server")
 
