@@ -112,3 +112,11 @@ def test_two_ways_to_one_state_differ_in_what_a_request_was_answered() -> None:
     ]
     assert explained([*records, wrote(2, 11, 12, request=True, saw=("state", both))], found(5, SAVED))
     assert not explained([*records, wrote(2, 11, 12, request=True, saw=("state", SAVED))], found(5, SAVED))
+
+
+def test_a_reminder_of_which_nothing_is_left_may_ring_yet() -> None:
+    ringing, left = wrote(2, 3, None, "may", do="remind"), wrote(7, 4, None, "may")  # one of them has made version 2
+    records = [wrote(1, 1, 2), ringing, left, wrote(9, 5, 6, do="save"), wrote(3, 7, 8, do="save")]
+    explanation = Explanation(NOTHING, records, found(4, SAVED), {})
+    assert explanation.ok
+    assert ringing in explanation.open

@@ -77,7 +77,11 @@ class Explanation:
         self.open: list[Record] = []  # what did not happen, and need not have
         self.ok = self._search(before.version, before.state)
         if self.ok:
-            placed.update(self._what_is_certain(placed))
+            placed.update(certain := self._what_is_certain(placed))
+            # A reminder that left no trace need not have rung, and may ring yet.
+            self.open += [
+                record for record in self._records if record.do == "remind" and certain.get(record.n) == (_SOME, None)
+            ]
 
     def _what_is_certain(self, before: Mapping[int, tuple[int, State]]) -> dict[int, tuple[int, State]]:
         """Return what versions writes have made; ``_SOME`` where nothing is left of it, and nobody was told."""
