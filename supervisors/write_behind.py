@@ -158,7 +158,7 @@ class WriteBehind:
         self._answer(as_flush_error(error) if isinstance(error, Exception) else None)
 
     async def _unused(self) -> None:
-        """Return once no flush and no recovery uses the store."""
+        """Return once nobody uses the store."""
         while self._in_use:
             waiter = self._cell.loop.waiter()
             self._let_go.append(waiter)

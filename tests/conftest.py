@@ -17,6 +17,7 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Run on one worker more than there are cores: a third of the time of a test is spent on waiting."""
     return (os.cpu_count() or 1) + 1

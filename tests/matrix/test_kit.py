@@ -10,6 +10,7 @@ import pytest
 
 import dgents
 from dgents.testing import BrokenPromise, matrix
+from dgents.testing.lives.deadline import situation
 from dgents.testing.lives.generate import Can, Generator
 from tests.matrix.broken_agents import Broken, Commit, forgets, never_answers, says_no_and_stores
 
@@ -64,3 +65,18 @@ def test_everything_that_can_be_done_is_done_before_long() -> None:
     done = {step.do for _ in range(300) for life in generator.script().lives for step in life.steps}
 
     assert {"update", "patch", "delete", "lease", "burst", "damage", "away", "passivate", "sibling crashes"} <= done
+
+
+async def test_what_can_not_be_judged_is_counted_and_not_called_broken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("dgents.testing.lives.explain._MOST_TRIES", 0)
+    lived = await matrix(partial(dgents.SQLAgent, str(tmp_path / "state.db")), operations=100, seed=1)
+    assert lived.undecided == lived.scripts > 0
+
+
+async def test_who_waits_for_an_actor_to_which_nothing_has_happened_is_told_so(anyio_backend: str) -> None:
+    async with dgents.Runtime() as rt:
+        ref = await rt.spawn("a", dgents.VolatileAgent(0))
+        assert situation(ref._cell, []).endswith("nothing has happened yet")
+    assert situation(None, []).startswith("there is no such actor")

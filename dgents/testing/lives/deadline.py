@@ -38,10 +38,15 @@ class within:
 def situation(cell: Cell | None, events: Sequence[Event]) -> str:
     """Say what an actor is doing, for whom it takes too long."""
     if cell is None:
-        return "there is no such actor"
+        return "there is no such actor yet, or no more"
     doing = "in a turn" if cell.turn is not None else "at work" if cell.draining else "idle"
     waits = f"{len(cell.mailbox)} messages wait, {len(cell.in_doubt)} commits are in doubt"
     behind = f", {cell.behind.count} writes are at risk" if cell.behind is not None else ""
-    last = events[-1]
-    ago = (datetime.now(UTC) - last.at).total_seconds()
-    return f"it is {cell.phase.value} and {doing}; {waits}{behind}; {last.kind} {last.details} was {ago:.1f} s ago"
+    return f"it is {cell.phase.value} and {doing}; {waits}{behind}; {_last(events)}"
+
+
+def _last(events: Sequence[Event]) -> str:
+    if not events:
+        return "nothing has happened yet"
+    ago = (datetime.now(UTC) - events[-1].at).total_seconds()
+    return f"{events[-1].kind} {events[-1].details} was {ago:.1f} s ago"

@@ -27,7 +27,7 @@ class Play:
     make: Make
     script: Script
     deadline: float
-    undecided: int = 0  # how often too many orders were possible
+    undecided: bool = False  # too many orders were possible; it was not played on
     _found: Found = field(default_factory=Found)
     _placed: dict[int, tuple[int, State]] = field(default_factory=dict)
     _not_done: list[Record] = field(default_factory=list)  # what may have happened, and has not
@@ -40,14 +40,14 @@ class Play:
             Violation: a promise was broken.
         """
         self._name = f"{_HERE}{next(_numbers)}"
-        for life in self.script.lives:
-            if self.undecided:  # what it has led to can't be judged either
-                return
-            if life.ends == "kill":
-                await self._kill(life)
-            else:
-                await self._live(life)
-        await self._live(Life(()))
+        try:
+            for life in (*self.script.lives, Life(())):
+                if life.ends == "kill":
+                    await self._kill(life)
+                else:
+                    await self._live(life)
+        except Undecided:  # what comes of it can't be judged either
+            self.undecided = True
 
     async def _live(self, life: Life) -> None:
         recorder = Recorder(self._moment)
@@ -89,12 +89,7 @@ class Play:
     def _judge(self, records: list[Record], found: Found, lossy: frozenset[int] = frozenset()) -> None:
         self._compare_kept(found)
         records = [*(record for record in self._not_done if record.do == "remind"), *records]  # they may fall due yet
-        try:
-            explanation = Explanation(self._found, records, found, self._placed, lossy)
-        except Undecided:
-            self.undecided += 1
-            self._found = found
-            return
+        explanation = Explanation(self._found, records, found, self._placed, lossy)
         if not explanation.ok:
             raise Violation("\n".join(["no order of the calls explains what was found", *self._report(records, found)]))
         self._found, self._not_done = found, explanation.open

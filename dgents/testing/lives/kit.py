@@ -30,7 +30,7 @@ class Lived:
         seed: repeats it.
         scripts, operations: how many.
         done: how often each kind of step was taken.
-        undecided: how many looks at an actor could not be judged, because too many orders were possible.
+        undecided: how many scripts could not be judged to their end, because too many orders were possible.
     """
 
     seed: int
